@@ -1,0 +1,43 @@
+# `make up` runs the service, `make test` the tests; each installs what it needs first.
+
+VENV := .venv
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+INSTALLED := $(VENV)/.installed
+
+# The system's certificates, also in an otherwise empty environment (pip brings its own list, uv too).
+CERTIFICATES := $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+ifneq ($(CERTIFICATES),)
+export PIP_CERT ?= $(CERTIFICATES)
+export SSL_CERT_FILE ?= $(CERTIFICATES)
+endif
+export UV_SYSTEM_CERTS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: install up test check bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml uv.lock
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet uv==$(UV_VERSION)
+	VIRTUAL_ENV= UV_PROJECT_ENVIRONMENT=$(VENV) $(VENV)/bin/uv sync --locked --quiet --compile-bytecode
+	@touch $@
+
+up: install
+	@$(VENV)/bin/runwire up
+
+test: check
+	$(VENV)/bin/pytest
+
+check: install
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: install
+	$(VENV)/bin/python -m benchmarks.execute
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,33 @@
+"""runwire runs tasks on demand over NATS JetStream and answers with what became of them.
+
+Data goes round once, one way::
+
+     POST /tasks/{id}/execute             tasks.cmd.<chain>.<task>.execute
+       (http: the adapter)                  (any client of the bus)
+                \\                                  |
+                 `------------->  COMMANDS (work queue)
+                                         |
+                              worker: claim -> act -> conclude
+                                         |
+              tasks.evt.<chain>.<task>.{ready,inprogress,done,error,deleted}
+                                         v
+                              EVENTS (the truth)  ------->  other services (CloudEvents)
+                                         |
+                           readmodel: projector (in each adapter)
+                                         |
+                     SQLite  --->  the waiting execute call wakes, GET /tasks
+
+The adapter never hears from the worker: it publishes a command and then waits on its own read model,
+so what ``execute`` answers is what the next ``GET`` shows. The worker never opens SQLite: it reads a
+task's last event and writes the next one. Delete the SQLite file and it is rebuilt from EVENTS.
+
+Start reading at :mod:`runwire.domain.lifecycle` (what may happen to a task), then
+:mod:`runwire.worker.executor` (one run, step by step), then :mod:`runwire.http.execute`.
+"""
+
+from runwire.app import App, Context
+from runwire.domain.errors import Fail, Retry
+
+__all__ = ["App", "Context", "Fail", "Retry", "__version__"]
+
+__version__ = "0.1.0"

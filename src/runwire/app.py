@@ -1,0 +1,130 @@
+"""What a user writes actions with: an ``App`` that names them, and the ``Context`` each run gets.
+
+::
+
+    import runwire
+    from pydantic import BaseModel
+
+    app = runwire.App()
+
+    class Greeting(BaseModel):
+        name: str
+
+    @app.action("greet")
+    async def greet(params: Greeting, ctx: runwire.Context) -> dict:
+        ctx.log(f"greeting {params.name}")
+        return {"text": f"Hello {params.name}"}
+
+Loaded with ``runwire up --app module:app`` or ``runwire worker --app module:app``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, JsonValue, TypeAdapter
+
+from runwire.domain.errors import SetupError
+from runwire.domain.task import LogLevel
+
+Handler = Callable[[Any, "Context"], Awaitable[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What an action knows about the run it carries out."""
+
+    run_id: str
+    """The same for every attempt of the run: use it as the idempotency key at the other side."""
+    attempt: int
+    """1 for the first, higher for each further attempt: use it as a fencing token."""
+    deadline: datetime
+    """When this attempt is cancelled (UTC): its start plus the task's ``timeout``."""
+    task: int
+    """Id of the task."""
+    chain: int
+    """The tenant the task belongs to."""
+    filters: dict[str, JsonValue] = field(default_factory=dict)
+    """The filters of the task's trigger: segment, segment_id, user_list, as far as given."""
+    write_log: Callable[[LogLevel, str], None] = field(repr=False, default=lambda _level, _message: None)
+    """Where :meth:`log` hands its lines to."""
+
+    def log(self, message: object, level: LogLevel | str = LogLevel.INFO) -> None:
+        """Add a line to the task's logs. A plain call that returns at once; may be made from any thread."""
+        self.write_log(LogLevel(level), str(message))
+
+
+@dataclass(frozen=True)
+class Action:
+    """A named thing that tasks can do."""
+
+    name: str
+    parameters: TypeAdapter[Any]
+    """Validates a task's target (without ``action``)."""
+    handler: Handler
+
+
+class App:
+    """A set of actions."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.actions: dict[str, Action] = {}
+
+    def action(self, name: str) -> Callable[[Handler], Handler]:
+        """Register an ``async def f(params: SomePydanticModel, ctx: Context) -> dict`` under a name.
+
+        The parameter model sees the fields of the task's target beside ``action``. What the function returns,
+        a JSON object or None, becomes the run's result; what it raises makes the run an ERROR. Raises
+        SetupError when the name is taken or the function has another form.
+        """
+
+        def register(handler: Handler) -> Handler:
+            if not name or name in self.actions:
+                raise SetupError(f"action {name!r} is registered twice" if name else "an action needs a name")
+            self.actions[name] = Action(name, _parameters_of(name, handler), handler)
+            return handler
+
+        return register
+
+    def include(self, other: App) -> None:
+        """Take over the actions of another app; its own win over those it has already."""
+        self.actions |= other.actions
+
+
+def load_app(reference: str) -> App:
+    """The App that ``module:attribute`` names; the working directory is searched, too. Raises SetupError."""
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise SetupError(f"--app {reference}: must be MODULE:ATTRIBUTE, such as mymodule:app")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        app = getattr(importlib.import_module(module_name), attribute)
+    except SetupError:
+        raise
+    except Exception as error:  # whatever the user's module raises on import
+        raise SetupError(f"--app {reference}: {type(error).__name__}: {error}") from error
+    if not isinstance(app, App):
+        raise SetupError(f"--app {reference}: is a {type(app).__name__}, not a runwire.App")
+    return app
+
+
+def _parameters_of(name: str, handler: Handler) -> TypeAdapter[Any]:
+    """The type of the handler's first parameter, ready to validate with."""
+    if not inspect.iscoroutinefunction(handler):
+        raise SetupError(f"action {name!r} must be an `async def` function")
+    arguments = list(inspect.signature(handler).parameters)
+    if len(arguments) != 2:  # noqa: PLR2004 - (params, ctx)
+        raise SetupError(f"action {name!r} must take two arguments: (params, ctx)")
+    annotation = get_type_hints(handler).get(arguments[0], dict[str, Any])
+    if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)) and annotation != dict[str, Any]:
+        raise SetupError(f"action {name!r}: its first argument must be a pydantic model")
+    return TypeAdapter(annotation)

@@ -1,0 +1,209 @@
+"""Puts the HTTP adapter together: bus, read model, endpoints, server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from nats.js.errors import Error as JetStreamError
+
+from runwire import __version__
+from runwire.domain.errors import SetupError, TaskNotFound, Undecodable
+from runwire.first_start import make_first_start
+from runwire.http.app import build_app
+from runwire.http.auth import Authenticator
+from runwire.http.services import Services
+from runwire.messaging import deadletters, site, streams, subjects
+from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.process import notify_ready
+from runwire.readmodel.database import Database, open_database
+from runwire.readmodel.heads import Heads
+from runwire.readmodel.projector import Projector
+from runwire.readmodel.reader import Reader
+from runwire.readmodel.waiters import Waiters
+from runwire.settings import Settings, load
+
+log = logging.getLogger("runwire.adapter")
+
+PRESSURE_INTERVAL = 2.0
+"""Seconds between two looks at how full the streams are."""
+PROGRESS_INTERVAL = 2.0
+"""Seconds between two lines about a read model that is catching up."""
+SHUTDOWN_GRACE = 5
+"""Seconds that answers may take to be written when the adapter stops."""
+
+
+def adapter_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI app; connects when its lifespan begins. ``settings`` None: from the environment."""
+    chosen = settings or load()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            try:
+                app.state.services = await _assemble(chosen, stack)
+            except Exception as error:
+                app.state.failure = error  # uvicorn does not pass it on
+                raise
+            notify_ready()
+            yield
+            app.state.services.drain()
+
+    return build_app(lifespan, version=__version__)
+
+
+def serve_adapter(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SetupError when that is not possible."""
+    listener = _bind(settings)
+    app = adapter_app(settings)
+    server = _Server(
+        app,
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_GRACE,
+            backlog=2048,
+        ),
+    )
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what went wrong at the start is raised below
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve(sockets=[listener]))
+    failure: Exception | None = getattr(app.state, "failure", None)
+    if failure is not None:
+        raise failure
+
+
+class _Server(uvicorn.Server):
+    """Lets the waiting calls answer 202 as soon as the adapter is asked to stop."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then close."""
+        services: Services | None = getattr(self._app.state, "services", None)
+        if services is not None:
+            services.drain()
+        await super().shutdown(sockets)
+
+
+async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
+    """Every part of the adapter, started in order; ``stack`` stops them in reverse."""
+    database = await open_database(settings.read_model_path)
+    stack.push_async_callback(database.close)
+    bus = Bus(settings, "runwire adapter")
+    await bus.connect()
+    stack.push_async_callback(bus.broker.stop)
+    await _provision(bus, settings)
+    heads, waiters = Heads(), Waiters(settings.max_waiters)
+    projector = await start_projector(bus, database, heads, waiters, settings)
+    stack.push_async_callback(projector.stop)
+    services = Services(
+        settings=settings,
+        bus=bus,
+        reader=Reader(database, heads),
+        waiters=waiters,
+        milestones=projector.milestones,
+        authenticate=Authenticator(bus),
+        checks=lambda: _checks(services, projector),
+        server_key=await site.server_key(bus),
+    )
+    _watch_dead_letters(services)
+    await bus.broker.start()
+    watch = asyncio.create_task(_watch_pressure(services))
+    stack.callback(watch.cancel)
+    log.info("adapter ready on %s", settings.http_url, extra={"action": "ready"})
+    return services
+
+
+async def start_projector(
+    bus: Bus, database: Database, heads: Heads, waiters: Waiters, settings: Settings
+) -> Projector:
+    """A projector that has caught up with everything there is; says how far it is when that takes long."""
+    projector = Projector(bus, database, heads, waiters, history=settings.events_history)
+    await projector.start()
+    while not projector.caught_up.is_set():
+        try:
+            async with asyncio.timeout(PROGRESS_INTERVAL):
+                await projector.caught_up.wait()
+        except TimeoutError:
+            done, target = projector.progress
+            log.info("reading events: %d of %d", done, target, extra={"action": "catching_up"})
+    return projector
+
+
+async def _provision(bus: Bus, settings: Settings) -> None:
+    """Streams, and what the first start brings; while the broker is coming up this is tried again."""
+    for attempt in range(50):
+        try:
+            await streams.provision(bus, settings)
+            await make_first_start(bus, settings)
+        except UNAVAILABLE as error:
+            log.info("waiting for JetStream: %r", error, extra={"action": "provision_waits"})
+            await asyncio.sleep(min(0.1 * 2**attempt, 1.0))
+        else:
+            return
+    raise SetupError(f"JetStream at {bus.address} does not answer")
+
+
+def _watch_dead_letters(services: Services) -> None:
+    """A call that waits for a run which cannot be carried out hears of it at once."""
+
+    @services.bus.broker.subscriber(subjects.ALL_DEADLETTERS)
+    async def dead(_body: Any) -> None:
+        message = services.bus.broker.context.get("message")
+        letter = deadletters.from_headers(message.raw_message.headers)
+        with suppress(Undecodable):
+            _, task = subjects.parse(message.raw_message.subject)
+            services.waiters.gone(task, letter.run, TaskNotFound(letter.detail))
+
+
+async def _watch_pressure(services: Services) -> None:
+    """Look at how full the streams are, for as long as the adapter runs."""
+    while True:
+        with suppress(*UNAVAILABLE, JetStreamError):
+            shares = {}
+            for stream in (subjects.EVENTS, subjects.COMMANDS):
+                info = await services.bus.js.stream_info(stream)
+                limit = info.config.max_bytes or 0
+                shares[stream] = info.state.bytes / limit if limit > 0 else 0.0
+            fullest = max(shares, key=lambda stream: shares[stream])
+            services.pressure.fullest, services.pressure.share = fullest, shares[fullest]
+            services.pressure.events = shares[subjects.EVENTS]
+        await asyncio.sleep(PRESSURE_INTERVAL)
+
+
+def _checks(services: Services, projector: Projector) -> dict[str, str | None]:
+    """The readiness checks and what is wrong with each."""
+    return {
+        "broker": None if services.bus.is_connected else "not connected",
+        "projector": None if projector.is_running else "stopped",
+        "read_model": projector.trouble,
+        "draining": "stopping" if services.draining else None,
+    }
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """The listening address, taken before anything else is done. Raises SetupError."""
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.http_host, settings.http_port))
+    except OSError as error:
+        listener.close()
+        address = f"{settings.http_host}:{settings.http_port}"
+        raise SetupError(f"cannot listen on {address}: {error.strerror}; set RUNWIRE_HTTP_HOST or RUNWIRE_HTTP_PORT") from None
+    return listener

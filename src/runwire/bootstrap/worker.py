@@ -1,0 +1,72 @@
+"""Puts the worker together: bus, actions, executor, consumer, in a FastStream app."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import uvloop
+from faststream import FastStream
+
+from runwire.app import App, load_app
+from runwire.domain.errors import SetupError
+from runwire.messaging import streams
+from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.process import notify_ready
+from runwire.settings import Settings, load
+from runwire.worker.actions.builtin import builtin_actions
+from runwire.worker.consumer import Consumer
+from runwire.worker.executor import Executor
+
+log = logging.getLogger("runwire.worker")
+
+
+def worker_app(settings: Settings | None = None, app: App | None = None) -> FastStream:
+    """The FastStream app of a worker; connects when it starts. None: settings from the environment, and its App."""
+    chosen = settings or load()
+    own = app or (load_app(chosen.app) if chosen.app else None)
+    bus = Bus(chosen, "runwire worker")
+    worker = FastStream(bus.broker, logger=None)
+    consumers: list[Consumer] = []
+
+    @worker.on_startup
+    async def connect() -> None:
+        await bus.connect()
+        await _provision(bus, chosen)
+
+    @worker.after_startup
+    async def begin() -> None:
+        actions = builtin_actions(bus)
+        if own is not None:
+            actions.include(own)
+        consumer = Consumer(bus, Executor(bus, actions, chosen), chosen)
+        consumers.append(consumer)
+        await consumer.start()
+        log.info("worker ready, %d slots, actions: %s", chosen.worker_slots, ", ".join(sorted(actions.actions)),
+                 extra={"action": "ready"})  # fmt: skip
+        notify_ready()
+
+    @worker.on_shutdown
+    async def finish() -> None:
+        for consumer in consumers:
+            await consumer.stop()
+
+    return worker
+
+
+def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT. Raises SetupError when that is not possible."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(worker_app(settings).run(log_level=logging.CRITICAL))
+
+
+async def _provision(bus: Bus, settings: Settings) -> None:
+    for attempt in range(50):
+        try:
+            await streams.provision(bus, settings)
+        except UNAVAILABLE as error:
+            log.info("waiting for JetStream: %r", error, extra={"action": "provision_waits"})
+            await asyncio.sleep(min(0.1 * 2**attempt, 1.0))
+        else:
+            return
+    raise SetupError(f"JetStream at {bus.address} does not answer")

@@ -1,0 +1,212 @@
+"""Everything that can go wrong, as a tree; each leaf has a stable ``code``.
+
+::
+
+    RunwireError
+      SetupError              a setting, a port, a directory: one line on the CLI
+        BrokerUnreachable       it may work later
+      RequestError            what a caller did or met; http/problems.py maps it to a status
+        MalformedId             the id in the path is no task or run id
+        MalformedKey            the Idempotency-Key is not one
+        MalformedBody           the body is no JSON
+        BodyTooLarge            more bytes than accepted
+        InvalidFields           the body is JSON, but not what is asked for
+        Unauthenticated         no valid access token
+        Forbidden               the token's access level or chains do not allow it
+        TaskNotFound, RunNotFound
+        TaskBusy                the task is already queued or running
+        IdTaken                 a task with this id exists
+        NotAccepted             it is not known to be stored: try again
+        BrokerAway              the broker does not answer, and the read model alone cannot tell: try again
+        RunFailed               the run ended as ERROR, and the caller asked for a failing status
+        Draining                this adapter is stopping: try again
+      Conflict                somebody else appended to the task first
+      Undecodable             a message of the bus that is not what its subject promises
+      Retry, Fail             what an action raises to say how it ended
+
+Codes of a *run* that ended badly (``run.error.code``) are in :mod:`runwire.domain.run`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+class RunwireError(Exception):
+    """Something runwire knows by name."""
+
+    code = "internal"
+
+
+class SetupError(RunwireError):
+    """The process cannot start or go on as configured; the message is one line for people."""
+
+    code = "setup"
+
+
+class BrokerUnreachable(SetupError):
+    """The broker does not answer at the start; another try later may work."""
+
+    code = "broker_unreachable"
+
+
+class RequestError(RunwireError):
+    """A request that cannot be carried out; the message is a sentence the caller may read."""
+
+
+class MalformedId(RequestError):
+    """The id in the path is not a positive integer, or not a run id."""
+
+    code = "malformed_id"
+
+
+class MalformedKey(RequestError):
+    """The Idempotency-Key header is not 1 to 255 visible ASCII characters."""
+
+    code = "malformed_idempotency_key"
+
+
+class MalformedBody(RequestError):
+    """The body is not JSON."""
+
+    code = "malformed_body"
+
+
+class BodyTooLarge(RequestError):
+    """The body, or the task that would come of it, is larger than accepted."""
+
+    code = "body_too_large"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldError:
+    """One invalid field: ``pointer`` is a JSON pointer into the body, or ``parameter`` names a query parameter."""
+
+    detail: str
+    pointer: str | None = None
+    parameter: str | None = None
+
+
+class InvalidFields(RequestError):
+    """The request is well formed, but fields are missing, unknown or out of range."""
+
+    code = "invalid_fields"
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__("The request has invalid fields.")
+        self.errors = errors
+
+
+class Unauthenticated(RequestError):
+    """No valid access token. ``attempted`` is False when the call carried no credential at all."""
+
+    code = "unauthenticated"
+
+    def __init__(self, *, attempted: bool) -> None:
+        super().__init__("A valid access token is required: Authorization: Bearer ID:SECRET.")
+        self.attempted = attempted
+
+
+class Forbidden(RequestError):
+    """The token is valid, but does not allow this here. ``needs`` names the missing scope."""
+
+    code = "forbidden"
+
+    def __init__(self, message: str, *, needs: str) -> None:
+        super().__init__(message)
+        self.needs = needs
+
+
+class TaskNotFound(RequestError):
+    """No such task for this token; the same answer when it is another chain's."""
+
+    code = "task_not_found"
+
+
+class RunNotFound(RequestError):
+    """No such run of this task."""
+
+    code = "run_not_found"
+
+
+class TaskBusy(RequestError):
+    """The task is already queued or running. ``run`` is the run it is busy with."""
+
+    code = "task_busy"
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"The task is already queued or running: run {run}.")
+        self.run = run
+
+
+class IdTaken(RequestError):
+    """A task with the wanted id exists, in this chain or another."""
+
+    code = "id_taken"
+
+
+class NotAccepted(RequestError):
+    """It is not known to be stored. The same call with the same Idempotency-Key may be repeated."""
+
+    code = "not_accepted"
+
+
+class BrokerAway(RequestError):
+    """The broker does not answer. Nothing was changed."""
+
+    code = "broker_unavailable"
+
+
+class RunFailed(RequestError):
+    """The run ended as ERROR. Only raised for ``?on_error=status``; ``facts`` goes into the answer."""
+
+    code = "task_failed"
+
+    def __init__(self, message: str, *, facts: dict[str, object], headers: dict[str, str]) -> None:
+        super().__init__(message)
+        self.facts = facts
+        self.headers = headers
+
+
+class Draining(RequestError):
+    """This adapter is stopping and takes nothing new."""
+
+    code = "draining"
+
+
+class Conflict(RunwireError):
+    """An append was refused: the task's last event is not the one the writer had read."""
+
+    code = "conflict"
+
+
+class Undecodable(RunwireError):
+    """A message of the bus that is not what its subject promises; the message says why."""
+
+    code = "undecodable"
+
+
+class Retry(RunwireError):
+    """Raised by an action: it did not work this time, try again (within the task's ``retry.attempts``).
+
+    ``after`` is in seconds; None leaves the delay to the task's ``retry.backoff``.
+    """
+
+    code = "handler_error"
+
+    def __init__(self, message: str = "The action asked to be tried again.", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Fail(RunwireError):
+    """Raised by an action: the run has failed for good. ``code`` is snake_case and stable, callers may rely on it."""
+
+    def __init__(self, code: str, message: str = "") -> None:
+        """Raise ValueError unless ``code`` has 1 to 64 small letters, digits and ``_``."""
+        if not re.fullmatch(r"[a-z0-9_]{1,64}", code):
+            msg = f"{code!r} is no error code: 1 to 64 small letters, digits and _"
+            raise ValueError(msg)
+        super().__init__(message or code)
+        self.code = code

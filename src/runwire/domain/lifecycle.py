@@ -1,0 +1,302 @@
+"""The life of a task: which event may follow which, as pure functions.
+
+::
+
+    create            claim                conclude
+    ------>  READY  ------->  INPROGRESS  --------->  DONE | ERROR
+                               |      ^   ^                |
+                               '------'   '----------------'
+                      retry, release,          claim (the next run)
+                      claim again after a crash
+
+Every event of a task is its next *document*: the whole task, the run it is about, and what changed.
+The functions here take the current document and return the next one; :func:`decide` says which of
+them a worker has to apply when a command reaches it. Nobody else changes a document.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from runwire.domain.run import Claim, Command, Done, ErrorCode, Failed, Outcome, Run, RunError
+from runwire.domain.task import FINAL, Model, RetryPolicy, State, StateCode, Target, Task, whole_seconds
+
+RING = 16
+"""How many ended run ids a document remembers. The broker forgets the Msg-Id of a consumed command when
+it crashes; a publisher that lost its acknowledgement and tries again is recognised by this memory."""
+
+LONGEST_BACKOFF = 86_400.0
+"""Seconds between two tries, at most."""
+
+
+class Change(StrEnum):
+    """What an event says happened."""
+
+    CREATED = "created"
+    CLAIMED = "claimed"
+    """An attempt began."""
+    RETRYING = "retrying"
+    """An attempt failed; the run waits for its next try."""
+    RELEASED = "released"
+    """A worker was stopped in an orderly way and gave the run back."""
+    CONCLUDED = "concluded"
+    """The run ended."""
+    DELETED = "deleted"
+
+
+class Document(Model):
+    """What every event carries: the task and its latest run after the change."""
+
+    task: Task
+    run: Run | None = None
+    change: Change
+    recent_runs: tuple[str, ...] = ()
+    """Ids of the last ended runs, newest last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What a user may say about a task."""
+
+    chain: int
+    desc: str
+    target: Target
+    trigger: dict[str, object]
+    debug: str | None = None
+    timeout: float = 3600
+    retry: RetryPolicy | None = None
+
+
+# --- what a worker has to do with a command ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run has ended already: acknowledge."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Claim the run and act."""
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """Its workers died too often: conclude it as ERROR ``attempts_exhausted``."""
+
+
+@dataclass(frozen=True)
+class EndLost:
+    """Another run is INPROGRESS with no command behind it: conclude that one as ERROR ``lost``, then decide again."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The command may be a stale delivery: check that COMMANDS still holds it, then decide again."""
+
+
+@dataclass(frozen=True)
+class Postpone:
+    """Not before ``seconds`` from now: the run waits between two tries."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """A delivery older than the claim: a healthy worker has the run. Say nothing to the broker."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Nothing can be run: to the dead letters."""
+
+    reason: str
+    detail: str
+
+
+Decision = Finished | Begin | Exhausted | EndLost | Verify | Postpone | Ignore | Reject
+
+
+def decide(
+    document: Document | None, command: Command, *, now: datetime, max_deliveries: int, verified: bool = False
+) -> Decision:
+    """What to do with this delivery of a command, given the task's current document.
+
+    ``verified`` says that COMMANDS was seen to hold the command; as it holds one command per task at
+    most, no other run of the task can then have one.
+    """
+    if document is None:
+        return Reject("no_such_task", f"There is no task {command.task} in chain {command.chain}.")
+    if document.change is Change.DELETED:
+        return Reject("task_deleted", f"Task {command.task} has been deleted.")
+    run = document.run
+    if run is None:
+        return Begin()
+    if command.run in document.recent_runs or (run.id == command.run and run.is_final):
+        return Finished()
+    if run.id == command.run:
+        return _decide_again(run.claim, command, now=now, max_deliveries=max_deliveries)
+    if not verified and (not run.is_final or command.sequence <= run.claim.command):
+        return Verify()
+    return Begin() if run.is_final else EndLost()
+
+
+def _decide_again(claim: Claim, command: Command, *, now: datetime, max_deliveries: int) -> Decision:
+    """The run was claimed before: is its worker still at it, gone, or waiting for the next try?"""
+    if claim.retry_at is not None:
+        wait = (claim.retry_at - now).total_seconds()
+        return Postpone(wait) if wait > 0 else Begin()
+    if claim.released:
+        return Begin()
+    if command.delivery <= claim.delivery and command.sequence <= claim.command:
+        return Ignore()
+    if claim.interruptions + 1 >= max_deliveries:
+        return Exhausted()
+    return Begin()
+
+
+# --- document -> next document -------------------------------------------------------------------------
+
+
+def create(definition: Definition, task_id: int, now: datetime) -> Document:
+    """The first document of a task: READY."""
+    now = whole_seconds(now)
+    task = Task(
+        id=task_id,
+        chain=definition.chain,
+        desc=definition.desc,
+        state=State(code=StateCode.READY, last_run_date=None, last_modified=now, created_date=now),
+        trigger=definition.trigger,
+        target=definition.target,
+        debug=definition.debug,
+        timeout=definition.timeout,
+        retry=definition.retry,
+    )
+    return Document(task=task, change=Change.CREATED)
+
+
+def claim(document: Document, command: Command, *, claim_id: str, now: datetime) -> Document:
+    """An attempt begins: INPROGRESS. The first of its run, or a further one."""
+    now = whole_seconds(now)
+    previous = document.run if document.run and document.run.id == command.run else None
+    run = Run(
+        id=command.run,
+        task=command.task,
+        chain=command.chain,
+        code=StateCode.INPROGRESS,
+        attempt=previous.attempt + 1 if previous else 1,
+        source=command.source,
+        accepted=previous.accepted if previous else whole_seconds(command.accepted),
+        started=previous.started if previous else now,
+        log_seq=previous.log_seq if previous else 0,
+        claim=Claim(
+            id=claim_id,
+            command=command.sequence,
+            delivery=command.delivery,
+            failures=previous.claim.failures if previous else 0,
+            interruptions=previous.claim.interruptions + _was_interrupted(previous.claim) if previous else 0,
+        ),
+    )
+    return _next(document, run, Change.CLAIMED, now)
+
+
+def conclude(document: Document, outcome: Outcome, *, now: datetime, log_seq: int = 0) -> Document:
+    """The run ends: DONE or ERROR. ``log_seq`` is the LOGS sequence of its last line."""
+    run = _run_of(document)
+    now = whole_seconds(now)
+    failed = isinstance(outcome, Failed)
+    ended = run.model_copy(
+        update={
+            "code": StateCode.ERROR if failed else StateCode.DONE,
+            "finished": now,
+            "result": None if isinstance(outcome, Failed) else outcome.result,
+            "error": outcome.error if isinstance(outcome, Failed) else None,
+            "log_seq": max(log_seq, run.log_seq),
+            "claim": run.claim.model_copy(update={"retry_at": None}),
+        }
+    )
+    return _next(document, ended, Change.CONCLUDED, now)
+
+
+def retry(document: Document, failed: Failed, *, delay: float, now: datetime, log_seq: int) -> Document:
+    """An attempt failed and the run will be tried again ``delay`` seconds from now."""
+    run = _run_of(document)
+    waiting = run.claim.model_copy(
+        update={"failures": run.claim.failures + 1, "retry_at": now + timedelta(seconds=delay)}
+    )
+    run = run.model_copy(update={"error": failed.error, "log_seq": max(log_seq, run.log_seq), "claim": waiting})
+    return _next(document, run, Change.RETRYING, whole_seconds(now))
+
+
+def release(document: Document, *, now: datetime, log_seq: int) -> Document:
+    """The worker stops in an orderly way: the run goes back, and this attempt is held against nobody."""
+    run = _run_of(document)
+    run = run.model_copy(
+        update={"log_seq": max(log_seq, run.log_seq), "claim": run.claim.model_copy(update={"released": True})}
+    )
+    return _next(document, run, Change.RELEASED, whole_seconds(now))
+
+
+def exhausted(document: Document, *, now: datetime) -> Document:
+    """The run's workers died too often."""
+    attempts = _run_of(document).attempt
+    error = RunError(
+        code=ErrorCode.ATTEMPTS_EXHAUSTED,
+        message=f"The worker died or froze in the middle of every one of {attempts} attempts.",
+    )
+    return conclude(document, Failed(error), now=now)
+
+
+def lost(document: Document, *, now: datetime) -> Document:
+    """The run is INPROGRESS, but no command stands behind it any more."""
+    error = RunError(code=ErrorCode.LOST, message="The command behind this run is gone; nobody was working on it.")
+    return conclude(document, Failed(error), now=now)
+
+
+def still_claimed(document: Document, claim_id: str) -> bool:
+    """Whether the claim still holds after somebody else's event, such as an edit of the definition."""
+    run = document.run
+    return (
+        document.change is not Change.DELETED and run is not None and not run.is_final and run.claim.id == claim_id
+    )
+
+
+def delay_before_retry(task: Task, run: Run, failed: Failed) -> float | None:
+    """Seconds until the next try, or None when this failure ends the run."""
+    policy = task.retry
+    if policy is None or not failed.retryable or run.claim.failures + 1 >= policy.attempts:
+        return None
+    if policy.on is not None and failed.error.code not in policy.on:
+        return None
+    if failed.retry_after is not None:
+        return min(failed.retry_after, LONGEST_BACKOFF)
+    backoff = min(policy.backoff * 2**run.claim.failures, LONGEST_BACKOFF)
+    return backoff * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+
+
+def _was_interrupted(claim: Claim) -> int:
+    return 0 if claim.released or claim.retry_at is not None else 1
+
+
+def _run_of(document: Document) -> Run:
+    if document.run is None:
+        msg = f"task {document.task.id} has no run"
+        raise ValueError(msg)
+    return document.run
+
+
+def _next(document: Document, run: Run, change: Change, now: datetime) -> Document:
+    """The next document: the task follows its run, the version counts, an ended run joins the ring."""
+    task, recent = document.task, document.recent_runs
+    state = task.state
+    if run.code is not state.code or run.started != state.last_run_date:
+        state = state.model_copy(update={"code": run.code, "last_run_date": run.started, "last_modified": now})
+    if run.code in FINAL:
+        recent = (*recent, run.id)[-RING:]
+    result = run.result if run.code is StateCode.DONE else task.result
+    task = task.model_copy(update={"state": state, "version": task.version + 1, "result": result})
+    return Document(task=task, run=run, change=change, recent_runs=recent)

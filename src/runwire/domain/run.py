@@ -1,0 +1,140 @@
+"""The run: one execution of a task; the command that asks for it; and the ways it can end."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import AwareDatetime, JsonValue
+
+from runwire.domain.task import FINAL, Model, StateCode
+
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a run id looks like, whoever made it: safe in a URL, a header and a bucket key."""
+
+PUBLIC_FIELDS = ("id", "task", "chain", "code", "attempt", "source", "accepted", "started", "finished", "result", "error")
+
+
+class Source(StrEnum):
+    """The door a run came in by."""
+
+    HTTP = "http"
+    BUS = "bus"
+    SCHEDULE = "schedule"
+
+
+class ErrorCode(StrEnum):
+    """Why a run ended as ERROR, when runwire itself says so; ``Fail`` may bring codes of its own."""
+
+    HANDLER_ERROR = "handler_error"
+    """The action raised."""
+    TIMEOUT = "timeout"
+    """An attempt took longer than the task's ``timeout``."""
+    INVALID_PARAMETERS = "invalid_parameters"
+    """The target does not fit the action's parameter model."""
+    INVALID_RESULT = "invalid_result"
+    """The action returned something that is no JSON object."""
+    RESULT_TOO_LARGE = "result_too_large"
+    """The result is larger than can be stored."""
+    UNKNOWN_ACTION = "unknown_action"
+    """No worker that knows the action turned up within RUNWIRE_ACTION_WAIT."""
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    """Its workers died RUNWIRE_MAX_DELIVERIES times."""
+    LOST = "lost"
+    """It was in progress, but the command behind it is gone."""
+
+
+class RunError(Model):
+    """Why a run ended as ERROR: a stable snake_case code and a sentence."""
+
+    code: str
+    message: str
+
+
+class Claim(Model):
+    """Who works on the run, and what it has been through: for the workers, not for the public view."""
+
+    id: str
+    """New with every attempt: two attempts are never mistaken for each other."""
+    command: int
+    """COMMANDS sequence of the command behind the run."""
+    delivery: int
+    """Which delivery of that command made the claim (1: the first)."""
+    failures: int = 0
+    """Attempts that ended in an error and were tried again."""
+    interruptions: int = 0
+    """Attempts whose worker vanished."""
+    retry_at: AwareDatetime | None = None
+    """Set while the run waits between two tries: not before this."""
+    released: bool = False
+    """The worker was stopped in an orderly way and gave the run back."""
+
+
+class Run(Model):
+    """One execution of a task."""
+
+    id: str
+    task: int
+    chain: int
+    code: StateCode
+    attempt: int
+    """1 for the first; counts retries and lost workers alike, so it can serve as a fencing token."""
+    source: Source
+    accepted: AwareDatetime
+    """When the command was stored."""
+    started: AwareDatetime | None = None
+    """When the first attempt began."""
+    finished: AwareDatetime | None = None
+    result: dict[str, JsonValue] | None = None
+    error: RunError | None = None
+    """Why it ended as ERROR; while it waits for its next try, why the last one failed."""
+    log_seq: int = 0
+    """LOGS sequence of its last line; 0: none."""
+    claim: Claim
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended."""
+        return self.code in FINAL
+
+    def public(self) -> dict[str, Any]:
+        """The run as the HTTP API shows it: JSON-ready."""
+        return self.model_dump(mode="json", include=set(PUBLIC_FIELDS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One delivery of an execute command."""
+
+    chain: int
+    task: int
+    run: str
+    source: Source
+    accepted: datetime
+    sequence: int
+    """Its position in COMMANDS."""
+    delivery: int
+    """1 for the first delivery, +1 with each further one."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The attempt succeeded."""
+
+    result: dict[str, JsonValue] | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The attempt failed. ``retryable`` False: whatever the task's retry policy says, this is the end."""
+
+    error: RunError
+    retryable: bool = False
+    retry_after: float | None = None
+    """Seconds the action asked to wait before the next try; None: as the policy says."""
+
+
+Outcome = Done | Failed

@@ -1,0 +1,123 @@
+"""The task: the stored object users create, field by field as the public contract has it.
+
+All times are UTC with whole seconds; on the wire ``2026-05-26T14:35:00Z``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+
+MAX_ID = 2**53 - 1
+"""Largest task or chain id: what every JSON parser reads back unchanged (RFC 8259 section 6)."""
+
+TaskId = Annotated[int, Field(ge=1, le=MAX_ID, strict=True)]
+ChainId = Annotated[int, Field(ge=1, le=MAX_ID, strict=True)]
+
+
+def whole_seconds(instant: datetime) -> datetime:
+    """The instant in UTC without its fraction: the precision of every time in a document."""
+    return instant.astimezone(UTC).replace(microsecond=0)
+
+
+class Model(BaseModel):
+    """Base of what crosses a boundary: immutable, and silent about fields of newer versions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class StateCode(StrEnum):
+    """READY -> INPROGRESS -> DONE | ERROR, and again from there; drawn in domain/lifecycle.py."""
+
+    READY = "READY"
+    INPROGRESS = "INPROGRESS"
+    DONE = "DONE"
+    ERROR = "ERROR"
+
+
+FINAL = frozenset({StateCode.DONE, StateCode.ERROR})
+"""The codes a run ends with."""
+
+
+class State(Model):
+    """Where the task stands."""
+
+    code: StateCode
+    last_run_date: AwareDatetime | None
+    """When its last run started; None: never."""
+    last_modified: AwareDatetime
+    """When ``code`` last changed."""
+    created_date: AwareDatetime
+
+
+class RetryPolicy(Model):
+    """How often a failing run is tried again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempts: int = Field(default=1, ge=1, le=100)
+    """Tries in total, the first included."""
+    backoff: float = Field(default=10, ge=0, le=86_400)
+    """Seconds before the second try; doubles with each further one, jittered, at most a day."""
+    on: tuple[str, ...] | None = Field(default=None, max_length=32)
+    """Error codes that are tried again; None: all but what ``Fail`` says."""
+
+
+class Target(Model):
+    """What the task does. Fields beside ``action`` belong to the action and are kept untouched."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    action: str
+
+    @property
+    def parameters(self) -> dict[str, JsonValue]:
+        """The fields beside ``action``."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Task(Model):
+    """One task, without its logs: those are kept in a stream of their own and joined on reading."""
+
+    id: int
+    chain: int
+    """The tenant the task belongs to."""
+    desc: str
+    state: State
+    trigger: dict[str, JsonValue]
+    """When it runs; ``{}``: only by hand. May also hold filters (segment, segment_id, user_list)."""
+    target: Target
+    debug: str | None = None
+    version: int = 1
+    """+1 with every event of the task."""
+    result: dict[str, JsonValue] | None = None
+    """What the last successful run returned."""
+    timeout: float = 3600
+    """Seconds one attempt may take."""
+    retry: RetryPolicy | None = None
+
+    @property
+    def filters(self) -> dict[str, JsonValue]:
+        """The trigger's filters, which are handed to the action."""
+        return {key: self.trigger[key] for key in ("segment", "segment_id", "user_list") if key in self.trigger}
+
+
+class LogLevel(StrEnum):
+    """Levels of log entries."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogEntry(Model):
+    """One line that a run logged."""
+
+    date: AwareDatetime
+    level: LogLevel
+    message: str
+    run: str

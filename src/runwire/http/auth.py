@@ -1,0 +1,59 @@
+"""Authorization header -> Principal."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+
+from runwire.domain.access import AccessToken, Principal, digest, parse_credential
+from runwire.domain.errors import Unauthenticated
+from runwire.messaging import tokens
+from runwire.messaging.broker import Bus
+
+CACHE_SECONDS = 4.0
+"""How long a token is believed without asking the bucket again: a change is in force everywhere within 5 s."""
+CACHE_SIZE = 10_000
+
+_NOBODY = AccessToken.model_validate(
+    {"id": "", "kind": "privileged", "digest": digest(""), "levels": {}, "active": False, "created": "2026-01-01T00:00:00Z"}
+)
+"""Compared with when the id is unknown, so that the answer takes as long as for a wrong secret."""
+
+
+class Authenticator:
+    """Checks access tokens; remembers them for a few seconds."""
+
+    def __init__(self, bus: Bus) -> None:
+        """Over the bucket that all adapters share."""
+        self._bus = bus
+        self._cache: OrderedDict[str, tuple[float, AccessToken]] = OrderedDict()
+
+    async def __call__(self, request: Request) -> Principal:
+        """Who calls. Raises Unauthenticated, or one of UNAVAILABLE when the bucket cannot be asked."""
+        header = request.headers.get("authorization", "")
+        scheme, _, text = header.partition(" ")
+        credential = parse_credential(text.strip()) if scheme.lower() == "bearer" else None
+        if credential is None:
+            raise Unauthenticated(attempted=bool(header))
+        token_id, secret = credential
+        token = await self._token(token_id) or _NOBODY
+        if not token.accepts(secret, datetime.now(UTC)):
+            raise Unauthenticated(attempted=True)
+        return Principal(token=token.id, levels=token.levels)
+
+    async def _token(self, token_id: str) -> AccessToken | None:
+        known = self._cache.get(token_id)
+        if known is not None and time.monotonic() - known[0] < CACHE_SECONDS:
+            return known[1]
+        token = await tokens.get(self._bus, token_id)
+        if token is None:
+            self._cache.pop(token_id, None)
+            return None
+        self._cache[token_id] = (time.monotonic(), token)
+        self._cache.move_to_end(token_id)
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return token

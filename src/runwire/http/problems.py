@@ -1,0 +1,127 @@
+"""Every error as problem details (RFC 9457): the one table from error to status."""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from runwire.domain import errors
+from runwire.domain.errors import FieldError, RequestError
+from runwire.messaging.broker import UNAVAILABLE
+
+log = logging.getLogger("runwire.http")
+
+TYPES = "https://runwire.dev/problems/"
+"""Prefix of the ``type`` of every problem; what follows is the code with dashes."""
+
+TABLE: dict[type[RequestError], tuple[int, str]] = {
+    errors.MalformedId: (400, "Malformed id"),
+    errors.MalformedKey: (400, "Malformed Idempotency-Key"),
+    errors.MalformedBody: (400, "Malformed body"),
+    errors.Unauthenticated: (401, "Not authenticated"),
+    errors.Forbidden: (403, "Not allowed"),
+    errors.TaskNotFound: (404, "No such task"),
+    errors.RunNotFound: (404, "No such run"),
+    errors.TaskBusy: (409, "Task is busy"),
+    errors.IdTaken: (409, "Id is taken"),
+    errors.BodyTooLarge: (413, "Too large"),
+    errors.InvalidFields: (422, "Invalid fields"),
+    errors.RunFailed: (500, "Task failed"),
+    errors.NotAccepted: (503, "Not known to be stored"),
+    errors.BrokerAway: (503, "Broker unavailable"),
+    errors.Draining: (503, "Stopping"),
+}
+RETRY_AFTER = "2"
+"""Seconds after which a 503 is worth another try."""
+
+
+def problem(status: int, code: str, title: str, detail: str, request: Request, **extra: Any) -> Response:
+    """A problem details answer; ``extra`` may bring ``headers`` and further members."""
+    headers = extra.pop("headers", {})
+    body = {
+        "type": TYPES + code.replace("_", "-"),
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        **extra,
+    }
+    return Response(
+        json.dumps(body), status, {"Cache-Control": "no-store", **headers}, media_type="application/problem+json"
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app with problem details."""
+    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameters)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+    for error in UNAVAILABLE:
+        app.add_exception_handler(error, _unavailable)
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestError):
+        raise error
+    status, title = TABLE[type(error)]
+    return problem(status, error.code, title, str(error), request, **_extras(error))
+
+
+def _extras(error: RequestError) -> dict[str, Any]:
+    """What some errors say beside their sentence."""
+    match error:
+        case errors.Unauthenticated(attempted=attempted):
+            challenge = 'Bearer realm="runwire"' + (', error="invalid_token"' if attempted else "")
+            return {"headers": {"WWW-Authenticate": challenge}}
+        case errors.Forbidden(needs=needs):
+            return {"headers": {"WWW-Authenticate": f'Bearer realm="runwire", error="insufficient_scope", scope="{needs}"'}}
+        case errors.InvalidFields(errors=complaints):
+            return {"errors": [_field(complaint) for complaint in complaints]}
+        case errors.TaskBusy(run=run):
+            return {"run": run, "headers": {"Run-Id": run}}
+        case errors.RunFailed(facts=facts, headers=headers):
+            return {**facts, "headers": headers}
+        case errors.NotAccepted() | errors.BrokerAway() | errors.Draining():
+            return {"headers": {"Retry-After": RETRY_AFTER}}
+    return {}
+
+
+def _field(error: FieldError) -> dict[str, str]:
+    place = {"pointer": error.pointer} if error.pointer is not None else {"parameter": error.parameter or ""}
+    return {"detail": error.detail, **place}
+
+
+async def _invalid_parameters(request: Request, error: Exception) -> Response:
+    """A query parameter that does not fit."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    complaints = [FieldError(parameter=str(e["loc"][-1]), detail=e["msg"]) for e in error.errors()]
+    return await _request_error(request, errors.InvalidFields(complaints))
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself answers: no such path, another method, a body over the limit."""
+    if not isinstance(error, HTTPException):
+        raise error
+    phrase = HTTPStatus(error.status_code).phrase
+    code = "body_too_large" if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else phrase.lower().replace(" ", "_")
+    return problem(error.status_code, code, phrase, str(error.detail), request, headers=dict(error.headers or {}))
+
+
+async def _unavailable(request: Request, _error: Exception) -> Response:
+    return await _request_error(request, errors.BrokerAway("The broker does not answer; try again."))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """Nobody's business but the log's."""
+    log.error("%s %s", request.method, request.url.path, exc_info=error, extra={"action": "unexpected"})
+    return problem(500, "internal", "Internal error", "Something went wrong here; the log knows more.", request)

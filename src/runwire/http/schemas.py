@@ -1,0 +1,226 @@
+"""Bodies of requests and answers, as the public contract has them, with examples."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields, MalformedBody
+from runwire.domain.lifecycle import Definition
+from runwire.domain.run import Run
+from runwire.domain.task import ChainId, LogEntry, RetryPolicy, StateCode, Target, Task, TaskId
+from runwire.messaging.codec import LARGEST_DOCUMENT
+
+SAMPLE_TASK: dict[str, Any] = {
+    "chain": 1764,
+    "desc": "Export the run history every evening",
+    "target": {"action": "export", "export_index": "runs", "export_format": "csv"},
+    "trigger": {},
+}
+
+
+class TargetBody(BaseModel):
+    """What the task does; fields beside these belong to the action and are kept untouched."""
+
+    model_config = ConfigDict(extra="allow")
+
+    action: Annotated[str, Field(min_length=1, max_length=200, description="Name of the action; may contain spaces.")]
+    export_index: Annotated[str, Field(max_length=200, description="For `export`: which dataset.")] | None = None
+    export_format: Annotated[Literal["csv", "json"], Field(description="For `export`.")] | None = None
+    campaign: Annotated[int, Field(description="Campaign the task belongs to; lists can be filtered by it.")] | None = None
+
+
+class TriggerBody(BaseModel):
+    """When the task runs. `{}`: only by hand. The filters are handed to the action."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    once: Annotated[AwareDatetime, Field(description="When to run (kept; not fired by this version).")] | None = None
+    repeat: (
+        Annotated[Literal["daily", "weekly", "monthly"], Field(description="Kept; not fired by this version.")] | None
+    ) = None
+    segment: JsonValue = None
+    segment_id: JsonValue = None
+    user_list: JsonValue = None
+
+
+class TaskBody(BaseModel):
+    """A new task."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SAMPLE_TASK]})
+
+    chain: ChainId
+    desc: Annotated[str, Field(max_length=2000)]
+    target: TargetBody
+    trigger: TriggerBody
+    id: Annotated[TaskId, Field(description="An id of your own; 409 when it is taken.")] | None = None
+    debug: Annotated[str, Field(max_length=2000, description="Debug string for diagnosis.")] | None = None
+    timeout: Annotated[float, Field(gt=0, le=604_800, description="Longest time for one attempt, seconds.")] = 3600
+    retry: RetryPolicy | None = None
+
+    @field_validator("desc", "debug")
+    @classmethod
+    def _no_control_characters(cls, text: str | None) -> str | None:
+        if text is not None and "\x00" in text:
+            msg = "must not contain NUL"
+            raise ValueError(msg)
+        return text
+
+    def definition(self) -> Definition:
+        """What the body says about the task; target and trigger exactly as they were sent."""
+        return Definition(
+            chain=self.chain,
+            desc=self.desc,
+            target=Target.model_validate(self.target.model_dump(mode="json", exclude_unset=True)),
+            trigger=self.trigger.model_dump(mode="json", exclude_unset=True),
+            debug=self.debug,
+            timeout=self.timeout,
+            retry=self.retry,
+        )
+
+
+class StateView(BaseModel):
+    """Where the task stands."""
+
+    code: StateCode
+    last_run_date: Annotated[datetime | None, Field(description="When it last started to run; null: never.")]
+    last_modified: Annotated[datetime, Field(description="Last state change.")]
+    created_date: datetime
+
+
+class LogView(BaseModel):
+    """One log entry."""
+
+    date: datetime
+    level: str
+    message: str
+    run: str
+
+
+class TaskView(BaseModel):
+    """A task."""
+
+    id: int
+    chain: int
+    desc: str
+    state: StateView
+    trigger: dict[str, Any]
+    target: dict[str, Any]
+    logs: Annotated[list[LogView], Field(description="Log entries of its runs, newest last.")]
+    debug: str | None
+    version: Annotated[int, Field(description="+1 with each state change.")]
+    result: Annotated[dict[str, Any] | None, Field(description="What the last successful run returned.")]
+    timeout: float
+    retry: RetryPolicy | None
+
+
+class ExecuteView(BaseModel):
+    """How the run ended, or where it stands: exactly these four fields."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "code": "DONE",
+                    "last_run_date": "2026-05-26T14:35:00Z",
+                    "last_modified": "2026-05-26T14:35:45Z",
+                    "created_date": "2026-05-26T11:59:00Z",
+                }
+            ]
+        }
+    )
+
+    code: StateCode
+    last_run_date: datetime | None
+    last_modified: datetime
+    created_date: datetime
+
+
+class RunErrorView(BaseModel):
+    """Why the run ended as ERROR."""
+
+    code: str
+    message: str
+
+
+class RunView(BaseModel):
+    """One execution of a task."""
+
+    id: str
+    task: int
+    chain: int
+    code: Annotated[StateCode, Field(description="READY while it is queued.")]
+    attempt: int
+    source: Literal["http", "bus", "schedule"]
+    accepted: datetime
+    started: datetime | None
+    finished: datetime | None
+    result: dict[str, Any] | None
+    error: RunErrorView | None
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: Annotated[str, Field(description="Stable, snake_case.")]
+
+
+def parse_task(body: bytes) -> TaskBody:
+    """The task in a request body. Raises MalformedBody, InvalidFields or BodyTooLarge."""
+    try:
+        task = TaskBody.model_validate_json(body)
+    except ValidationError as invalid:
+        complaints = invalid.errors(include_url=False, include_input=False)
+        if any(complaint["type"] == "json_invalid" for complaint in complaints):
+            raise MalformedBody(f"The body is not JSON: {complaints[0]['msg']}.") from None
+        raise InvalidFields(
+            [FieldError(pointer=_pointer(complaint["loc"]), detail=complaint["msg"]) for complaint in complaints]
+        ) from None
+    if len(body) > LARGEST_DOCUMENT:
+        raise BodyTooLarge(f"A task may take {LARGEST_DOCUMENT:,} bytes; this one has {len(body):,}.")
+    return task
+
+
+def task_view(task: Task, logs: list[LogEntry]) -> dict[str, Any]:
+    """The task as the API shows it: JSON-ready, fields in the contract's order."""
+    view = task.model_dump(mode="json")
+    rest = {name: view.pop(name) for name in ("debug", "version", "result", "timeout", "retry")}
+    return view | {"logs": [entry.model_dump(mode="json") for entry in logs]} | rest
+
+
+def execute_view(code: StateCode, last_run: datetime | None, modified: datetime, created: datetime) -> dict[str, Any]:
+    """The four documented fields of execute's answer."""
+    return {
+        "code": code.value,
+        "last_run_date": instant(last_run),
+        "last_modified": instant(modified),
+        "created_date": instant(created),
+    }
+
+
+def ended_view(run: Run, created: datetime) -> dict[str, Any]:
+    """The four fields for a run that has ended."""
+    return execute_view(run.code, run.started, run.finished or run.accepted, created)
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON-ready value as UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def instant(value: datetime | None) -> str | None:
+    """A UTC time as the API writes it."""
+    return None if value is None else f"{value:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """A pydantic location as a JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)

@@ -1,0 +1,55 @@
+"""What the endpoints work with; put together by bootstrap.py when the adapter starts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from runwire.domain.access import Principal
+from runwire.messaging.broker import Bus
+from runwire.readmodel.reader import Reader
+from runwire.readmodel.waiters import Milestones, Waiters
+from runwire.settings import Settings
+
+
+@dataclass
+class Pressure:
+    """How full the streams are; looked at every few seconds."""
+
+    fullest: str = ""
+    """The fullest stream."""
+    share: float = 0.0
+    """How full it is, 0 to 1."""
+    events: float = 0.0
+    """How full EVENTS is, 0 to 1."""
+
+
+@dataclass
+class Services:
+    """One adapter's parts."""
+
+    settings: Settings
+    bus: Bus
+    reader: Reader
+    waiters: Waiters
+    milestones: Milestones
+    authenticate: Callable[[Request], Awaitable[Principal]]
+    checks: Callable[[], dict[str, str | None]]
+    """Name of each readiness check -> what is wrong; None: nothing."""
+    server_key: bytes
+    """Secret of the installation, from which run ids are derived."""
+    pressure: Pressure = field(default_factory=Pressure)
+    draining: bool = False
+
+    def drain(self) -> None:
+        """Take nothing new, and let the waiting calls answer with what they know."""
+        self.draining = True
+        self.waiters.release_all()
+
+
+def services(request: Request) -> Services:
+    """The adapter's parts, from within a request."""
+    found: Services = request.app.state.services
+    return found

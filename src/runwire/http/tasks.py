@@ -1,0 +1,146 @@
+"""``/tasks``: create, list, get."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runwire.domain import lifecycle
+from runwire.domain.access import AccessLevel, Principal
+from runwire.domain.errors import Conflict, Draining, Forbidden, IdTaken, NotAccepted, TaskNotFound
+from runwire.domain.lifecycle import Definition, Document
+from runwire.domain.task import StateCode
+from runwire.http.execute import FULL, find_task, task_id
+from runwire.http.schemas import json_bytes, parse_task, task_view
+from runwire.http.services import Services, services
+from runwire.messaging import events, ids
+from runwire.messaging.broker import UNAVAILABLE
+from runwire.readmodel.reader import TaskFilter
+
+TRIES = 5
+"""How often an event whose storing was not confirmed is sent again."""
+LONGEST_LEAP = 4096
+"""Ids skipped at once where users have chosen a stretch of ids themselves."""
+
+
+async def create_task(request: Request) -> Response:
+    """Create a task: READY. Needs manager."""
+    parts = services(request)
+    principal = await parts.authenticate(request)
+    body = parse_task(await request.body())
+    definition = body.definition()
+    if not principal.reaches(definition.chain):
+        raise Forbidden(f"This token does not reach chain {definition.chain}.", needs="manager")
+    principal.require(AccessLevel.MANAGER, definition.chain)
+    if parts.draining:
+        raise Draining("This adapter is stopping; try again.")
+    if parts.pressure.events >= FULL:
+        raise NotAccepted("The event stream is nearly full; nothing was stored.")
+    document, sequence = await _store(parts, definition, body.id)
+    await parts.milestones.wait(sequence)
+    task = document.task
+    return Response(
+        json_bytes(task_view(task, [])),
+        201,
+        {"Location": f"/tasks/{task.id}", "Cache-Control": "no-store"},
+        "application/json",
+    )
+
+
+async def list_tasks(
+    request: Request,
+    status: Annotated[StateCode | None, Query(description="Only tasks in this state.")] = None,
+    action: Annotated[str | None, Query(max_length=200, description="Only tasks with this action.")] = None,
+    campaign_id: Annotated[int | None, Query(description="Only tasks of this campaign.")] = None,
+    chain: Annotated[int | None, Query(ge=1, description="Only this one of the token's chains.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+) -> Response:
+    """The tasks of the token's chains, sorted by id. Needs viewer."""
+    parts = services(request)
+    principal = await parts.authenticate(request)
+    which = TaskFilter(chains=_chains(principal, chain), code=status, action=action, campaign=campaign_id)
+    tasks, total = await parts.reader.tasks(which, limit=limit, offset=offset)
+    headers = {"X-Total-Count": str(total), "Cache-Control": "no-store"}
+    links = _links(request, limit=limit, offset=offset, total=total)
+    if links:
+        headers["Link"] = links
+    return Response(
+        json_bytes([task_view(found.document.task, found.logs) for found in tasks]), 200, headers, "application/json"
+    )
+
+
+async def get_task(
+    request: Request,
+    log_limit: Annotated[int, Query(ge=0, le=1000, description="Log entries to show.")] = 10,
+    offset: Annotated[int, Query(ge=0, le=2**53, description="Newest log entries to leave out.")] = 0,
+) -> Response:
+    """The whole task. Needs viewer."""
+    parts = services(request)
+    task = task_id(request.path_params["id"])
+    principal = await parts.authenticate(request)
+    await find_task(parts, principal, task, AccessLevel.VIEWER)
+    found = await parts.reader.task(task, log_limit=log_limit, log_offset=offset)
+    if found is None:  # created through another adapter a moment ago
+        head = await events.find(parts.bus, task)
+        if head is None:
+            raise TaskNotFound(f"There is no task {task}.")
+        view = task_view(head.document.task, [])
+    else:
+        view = task_view(found.document.task, found.logs)
+    return Response(json_bytes(view), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+async def _store(parts: Services, definition: Definition, wanted: int | None) -> tuple[Document, int]:
+    """Append the first event of the task under the wanted id, or under the counter's next one that is free."""
+    leap = 1
+    while True:
+        number = wanted or await ids.next_id(parts.bus, step=leap)
+        document = lifecycle.create(definition, number, datetime.now(UTC))
+        try:
+            return document, await _append_first(parts, document)
+        except Conflict:
+            if wanted:
+                raise IdTaken(f"A task with the id {wanted} exists.") from None
+            leap = min(leap * 2, LONGEST_LEAP)
+
+
+async def _append_first(parts: Services, document: Document) -> int:
+    """The task's first event; the fence over all chains keeps its id unique."""
+    event_id = uuid4().hex
+    for _ in range(TRIES):
+        try:
+            return await events.append(parts.bus, document, expected=0, event_id=event_id, unique_id=True)
+        except UNAVAILABLE:
+            continue
+    raise NotAccepted("The broker did not confirm the task in time; it may or may not have been stored.")
+
+
+def _chains(principal: Principal, chain: int | None) -> tuple[int, ...]:
+    """The chains a list covers: those the principal may read, or the one it asked for. Raises Forbidden."""
+    if chain is not None:
+        principal.require(AccessLevel.VIEWER, chain)
+        return (chain,)
+    return tuple(principal.levels)
+
+
+def _links(request: Request, *, limit: int, offset: int, total: int) -> str:
+    """The Link header (RFC 8288) of a page: first, prev, next, last, as far as there are such pages."""
+    last = max(0, (total - 1) // limit * limit)
+    pages = {"first": 0, "prev": max(0, offset - limit), "next": offset + limit, "last": last}
+    if offset == 0:
+        del pages["prev"]
+    if offset + limit >= total:
+        del pages["next"]
+
+    def url(start: int) -> str:
+        query: dict[str, Any] = {**request.query_params, "limit": limit, "offset": start}
+        return f"{request.url.path}?{urlencode(query)}"
+
+    return ", ".join(f'<{url(start)}>; rel="{name}"' for name, start in pages.items())

@@ -1,0 +1,111 @@
+"""The connection to NATS.
+
+FastStream's broker owns the connection and its lifecycle, and carries what is off the path of a run. Where
+JetStream's own semantics are needed (the fence, slots before fetch, provisioning) the nats-py client behind
+it is used directly: :class:`Bus` holds both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import nats.errors
+from faststream.nats import NatsBroker
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+
+from runwire.domain.errors import BrokerUnreachable, SetupError
+from runwire.settings import Settings
+
+log = logging.getLogger("runwire.bus")
+
+PING_INTERVAL = 5
+"""Seconds between two pings; two unanswered ones close the connection (nats-py's own 120 s is far too long)."""
+CONNECT_TIMEOUT = 10
+"""Seconds a starting process tries to reach the broker."""
+REQUEST_TIMEOUT = 5.0
+"""Seconds a request to JetStream may take. When they are over the outcome is unknown, not negative."""
+
+UNAVAILABLE = (
+    TimeoutError,
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionDrainingError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.StaleConnectionError,
+    NoStreamResponseError,
+    ServiceUnavailableError,
+)
+"""What a request raises when the broker did not answer, or could not: whether it was carried out is unknown."""
+
+
+class Bus:
+    """One process's connection. ``on_reconnect`` holds what has to happen whenever the broker is back."""
+
+    nc: Client
+    js: JetStreamContext
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Prepare; nothing connects yet. ``name`` shows in NATS monitoring. Raises SetupError without a URL."""
+        if settings.nats_url is None:
+            msg = "RUNWIRE_NATS_URL is not set: where is the broker? (`runwire up` brings one of its own)"
+            raise SetupError(msg)
+        self.url = settings.nats_url
+        self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._last_error: Exception | None = None
+        self.broker = NatsBroker(
+            self.url.split(","),
+            name=name,
+            connect_timeout=2,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=random.uniform(0.1, 0.4),  # type: ignore[arg-type]  # noqa: S311 - jitter; fractions work
+            ping_interval=PING_INTERVAL,
+            max_outstanding_pings=2,
+            error_cb=self._on_error,
+            reconnected_cb=self._on_reconnected,
+            disconnected_cb=self._on_disconnected,
+            logger=None,
+        )
+
+    async def connect(self) -> None:
+        """Connect within CONNECT_TIMEOUT; from then on the connection mends itself. Raises BrokerUnreachable."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                self.nc = await self.broker.connect()
+        except (OSError, nats.errors.Error, ValueError) as error:
+            reason = self._last_error if isinstance(error, TimeoutError) else error
+            why = f": {str(reason).removeprefix('nats: ')}" if reason else ""
+            raise BrokerUnreachable(f"cannot reach the broker at {self.address}{why}") from None
+        # FastStream's own callback raises on an authorisation error; in a reconnection that would end the client.
+        self.nc._error_cb = self._on_error  # noqa: SLF001
+        self.js = self.nc.jetstream(timeout=REQUEST_TIMEOUT)
+
+    @property
+    def address(self) -> str:
+        """The broker's URL without the credentials in it."""
+        return ",".join(f"{p.scheme}://{p.hostname}:{p.port or 4222}" for p in map(urlsplit, self.url.split(",")))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker can be reached at this moment."""
+        return self.nc.is_connected
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = error
+        log.debug("%s", error, extra={"action": "bus_error"})
+
+    async def _on_disconnected(self) -> None:
+        if not self.nc.is_closed and not self.nc.is_draining:
+            log.warning("the broker is gone, reconnecting", extra={"action": "disconnected"})
+
+    async def _on_reconnected(self) -> None:
+        log.info("the broker is back", extra={"action": "reconnected"})
+        for callback in self.on_reconnect:
+            await callback()

@@ -1,0 +1,140 @@
+"""Documents, commands and log lines as messages, and back.
+
+Events are CloudEvents 1.0 in binary mode (NATS binding): the attributes stand in ``ce-*`` headers, the
+payload is the document as JSON. Everything that arrives is validated here; what does not fit is
+:class:`~runwire.domain.errors.Undecodable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runwire.domain.errors import Undecodable
+from runwire.domain.lifecycle import Change, Document
+from runwire.domain.run import RUN_ID, Command, Source
+from runwire.domain.task import LogEntry
+from runwire.messaging import subjects
+
+LARGEST_DOCUMENT = 16 * 1024
+"""Bytes of JSON a task may take when it is created, so that every later version of it fits a message."""
+
+
+class CommandBody(BaseModel):
+    """The optional body of an execute command on the bus."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")] | None = None
+    """The run id; None: the header ``Run-Id``, else ``Nats-Msg-Id`` (hashed when it is no run id), else one made
+    from the position in the stream."""
+    reason: Annotated[str, Field(max_length=1000)] | None = None
+    """Why, for people."""
+
+
+def event_headers(document: Document, event_id: str, at: datetime) -> dict[str, str]:
+    """The CloudEvents attributes of an event, and its ``Nats-Msg-Id``. ``at`` is when it happened."""
+    task = document.task
+    code = "deleted" if document.change is Change.DELETED else task.state.code.value.lower()
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": event_id,
+        "ce-source": f"/chains/{task.chain}/tasks/{task.id}",
+        "ce-type": f"dev.runwire.task.{code}.v1",
+        "ce-time": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "ce-datacontenttype": "application/json",
+        subjects.MSG_ID: event_id,
+    }
+    if document.run is not None:
+        headers["ce-subject"] = document.run.id
+    return headers
+
+
+def encode(document: Document) -> bytes:
+    """A document as the payload of its event."""
+    return document.model_dump_json().encode()
+
+
+def decode(payload: bytes) -> Document:
+    """The document in an event's payload. Raises Undecodable."""
+    try:
+        return Document.model_validate_json(payload)
+    except ValidationError as invalid:
+        raise Undecodable(_first_complaint(invalid)) from None
+
+
+def decode_command(
+    subject: str,
+    payload: bytes,
+    headers: Mapping[str, str] | None,
+    *,
+    sequence: int,
+    delivery: int,
+    accepted: datetime,
+) -> Command:
+    """The command in a message of COMMANDS. Raises Undecodable."""
+    chain, task = subjects.parse(subject)
+    try:
+        body = CommandBody.model_validate_json(payload) if payload.strip() else CommandBody()
+    except ValidationError as invalid:
+        raise Undecodable(_first_complaint(invalid)) from None
+    known = {name.lower(): value for name, value in (headers or {}).items()}
+    run = _run_id(body, known, sequence)
+    if not RUN_ID.fullmatch(run):
+        raise Undecodable(f"{run[:80]!r} is no run id: 1 to 64 letters, digits, - and _")
+    source = known.get(subjects.RUN_SOURCE.lower(), Source.BUS)
+    return Command(
+        chain=chain,
+        task=task,
+        run=run,
+        source=Source(source) if source in set(Source) else Source.BUS,
+        accepted=accepted,
+        sequence=sequence,
+        delivery=delivery,
+    )
+
+
+def run_of_command(message_headers: Mapping[str, str] | None, payload: bytes, sequence: int) -> str:
+    """The run id of a stored command, also of one that is not well formed."""
+    try:
+        body = CommandBody.model_validate_json(payload) if payload.strip() else CommandBody()
+    except ValidationError:
+        body = CommandBody()
+    known = {name.lower(): value for name, value in (message_headers or {}).items()}
+    return _run_id(body, known, sequence)
+
+
+def encode_log(entry: LogEntry) -> bytes:
+    """A log line as the payload of its message."""
+    return entry.model_dump_json().encode()
+
+
+def decode_log(payload: bytes) -> LogEntry:
+    """The log line in a message of LOGS. Raises Undecodable."""
+    try:
+        return LogEntry.model_validate_json(payload)
+    except ValidationError as invalid:
+        raise Undecodable(_first_complaint(invalid)) from None
+
+
+def _run_id(body: CommandBody, headers: Mapping[str, str], sequence: int) -> str:
+    """The id a command gives its run; one that gives none gets it from its place in the stream."""
+    named = body.run or headers.get(subjects.RUN_ID.lower())
+    if named:
+        return named
+    message_id = headers.get(subjects.MSG_ID.lower())
+    if not message_id:
+        return f"bus-{sequence}"
+    if RUN_ID.fullmatch(message_id):
+        return message_id
+    return f"msg-{sha256(message_id.encode()).hexdigest()[:32]}"
+
+
+def _first_complaint(invalid: ValidationError) -> str:
+    error = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place}: {error['msg']}" if place else str(error["msg"])

@@ -1,0 +1,147 @@
+"""COMMANDS: publish an execute command and know what became of it.
+
+The broker keeps one command per task at most and refuses a second with error 10077. That alone does not
+say why (another run, the same run, a run that has just ended, or a full stream), so it is looked into here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from enum import Enum, auto
+from uuid import uuid4
+
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
+
+from runwire.domain.errors import NotAccepted, TaskBusy
+from runwire.domain.lifecycle import Document
+from runwire.domain.run import Command, Source
+from runwire.messaging import codec, events, subjects
+from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
+
+REFUSED = 10077
+"""The broker's error code for: one for this subject is there already, or the stream is full."""
+IN_FLIGHT = 10158
+"""The broker's error code for: the same message id is being stored right now (clusters)."""
+
+
+class _Verdict(Enum):
+    """What one try came to."""
+
+    STORED = auto()
+    AGAIN = auto()
+    """Not known; after a pause."""
+    FREE = auto()
+    """What stood in the way is gone: at once."""
+    FORGED = auto()
+    """The message id belongs to somebody else's command: with a fresh one."""
+
+
+async def publish(bus: Bus, chain: int, task: int, run: str, *, source: Source, patience: float) -> None:
+    """Store the command that starts ``run``; afterwards it is durable. May be repeated with the same run id.
+
+    For up to ``patience`` seconds a broker that does not answer is asked again. Raises TaskBusy (another run is
+    outstanding) or NotAccepted (not known to be stored).
+    """
+    deadline = asyncio.get_running_loop().time() + patience
+    message_id = run
+    pause = 0.02
+    while True:
+        try:
+            verdict = await _try(bus, chain, task, run, source=source, message_id=message_id, deadline=deadline)
+        except UNAVAILABLE:
+            verdict = _Verdict.AGAIN
+        if verdict is _Verdict.STORED:
+            return
+        if verdict is _Verdict.FORGED:
+            message_id = uuid4().hex
+        if asyncio.get_running_loop().time() + pause > deadline:
+            raise NotAccepted("The broker did not confirm the run in time; it may or may not have been accepted.")
+        await asyncio.sleep(pause if verdict is _Verdict.AGAIN else 0)
+        pause = min(pause * 2, 0.5)
+
+
+async def outstanding(bus: Bus, chain: int, task: int) -> RawStreamMsg | None:
+    """The command of the task that is queued or running; None: there is none."""
+    try:
+        return await bus.js.get_msg(subjects.COMMANDS, subject=subjects.command(chain, task))
+    except NotFoundError:
+        return None
+
+
+async def is_held(bus: Bus, command: Command) -> bool:
+    """Whether COMMANDS still holds this very command: then its run has not ended."""
+    try:
+        message = await bus.js.get_msg(subjects.COMMANDS, seq=command.sequence)
+    except NotFoundError:
+        return False
+    return message.subject == subjects.command(command.chain, command.task)
+
+
+def run_of(message: RawStreamMsg) -> str:
+    """The run id that a stored command asks for."""
+    return codec.run_of_command(message.headers, message.data or b"", message.seq or 0)
+
+
+def has_ended(document: Document | None, run: str) -> bool:
+    """Whether the document knows the run as ended."""
+    if document is None:
+        return False
+    current = document.run
+    return run in document.recent_runs or (current is not None and current.id == run and current.is_final)
+
+
+async def _try(
+    bus: Bus, chain: int, task: int, run: str, *, source: Source, message_id: str, deadline: float
+) -> _Verdict:
+    headers = {subjects.MSG_ID: message_id, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
+    timeout = max(0.1, min(REQUEST_TIMEOUT, deadline - asyncio.get_running_loop().time()))
+    try:
+        ack = await bus.js.publish(subjects.command(chain, task), b"{}", headers=headers, timeout=timeout)
+    except APIError as error:
+        if error.err_code == REFUSED:
+            return await _who_is_in_the_way(bus, chain, task, run)
+        if error.err_code == IN_FLIGHT:
+            return _Verdict.AGAIN
+        raise
+    if not ack.duplicate or await _is_ours(bus, chain, task, run, ack.seq):
+        return _Verdict.STORED
+    return _Verdict.FORGED
+
+
+async def _who_is_in_the_way(bus: Bus, chain: int, task: int, run: str) -> _Verdict:
+    """Look into a refusal: our own run, one that has ended and is only still to be removed, or another one."""
+    holder = await outstanding(bus, chain, task)
+    if holder is None:
+        await _raise_if_full(bus)
+        return _Verdict.FREE
+    holding = run_of(holder)
+    if holding == run:
+        return _Verdict.STORED
+    head = await events.load(bus, chain, task, leader=True)
+    if not has_ended(head.document if head else None, holding):
+        raise TaskBusy(holding)
+    # Its worker has concluded it, and the acknowledgement is on its way or was lost. Exactly this command goes.
+    with contextlib.suppress(APIError):  # it was acknowledged in between
+        await bus.js.delete_msg(subjects.COMMANDS, holder.seq or 0)
+    return _Verdict.FREE
+
+
+async def _is_ours(bus: Bus, chain: int, task: int, run: str, sequence: int) -> bool:
+    """The broker has seen the message id before: is what it saw our command?"""
+    try:
+        message = await bus.js.get_msg(subjects.COMMANDS, seq=sequence)
+    except NotFoundError:
+        head = await events.load(bus, chain, task, leader=True)
+        return head is not None and head.document.run is not None and (
+            head.document.run.id == run or run in head.document.recent_runs
+        )
+    return message.subject == subjects.command(chain, task) and run_of(message) == run
+
+
+async def _raise_if_full(bus: Bus) -> None:
+    info = await bus.js.stream_info(subjects.COMMANDS)
+    limit = info.config.max_bytes or -1
+    if 0 < limit <= info.state.bytes + codec.LARGEST_DOCUMENT:
+        raise NotAccepted("The command stream is full; nothing was stored.")

@@ -1,0 +1,62 @@
+"""DEADLETTERS: commands that could not be run, as they came, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
+
+from runwire.domain.errors import Undecodable
+from runwire.messaging import codec, subjects
+from runwire.messaging.broker import Bus
+
+LONGEST_DETAIL = 500
+"""Characters of the reason's detail: a header is no place for more."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """Why a command was not run."""
+
+    run: str
+    reason: str
+    """Stable and snake_case: undecodable, no_such_task, task_deleted."""
+    detail: str
+
+
+async def publish(bus: Bus, command: Msg, *, reason: str, detail: str) -> None:
+    """Keep a command that cannot be run. May be repeated: it is stored once. Raises one of UNAVAILABLE."""
+    sequence = command.metadata.sequence.stream
+    try:
+        chain, task = subjects.parse(command.subject)
+    except Undecodable:
+        chain, task = 0, 0
+    headers = {
+        subjects.MSG_ID: f"dead-{sequence}",
+        subjects.RUN_ID: codec.run_of_command(command.headers, command.data, sequence),
+        subjects.DEAD_REASON: reason,
+        subjects.DEAD_DETAIL: " ".join(detail.split())[:LONGEST_DETAIL],
+        subjects.DEAD_SUBJECT: command.subject,
+        subjects.DEAD_SEQUENCE: str(sequence),
+    }
+    await bus.js.publish(subjects.dead_letter(chain, task), command.data, headers=headers)
+
+
+async def last(bus: Bus, chain: int, task: int) -> DeadLetter | None:
+    """The task's newest dead letter; None: it has none."""
+    try:
+        message = await bus.js.get_msg(subjects.DEADLETTERS, subject=subjects.dead_letter(chain, task), direct=True)
+    except NotFoundError:
+        return None
+    return from_headers(message.headers)
+
+
+def from_headers(headers: dict[str, str] | None) -> DeadLetter:
+    """What a dead letter's headers say."""
+    known = headers or {}
+    return DeadLetter(
+        run=known.get(subjects.RUN_ID, ""),
+        reason=known.get(subjects.DEAD_REASON, ""),
+        detail=known.get(subjects.DEAD_DETAIL, ""),
+    )

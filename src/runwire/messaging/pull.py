@@ -1,0 +1,126 @@
+"""A pull consumer that never has more messages in hand than were asked for.
+
+nats-py's own ``fetch`` costs a round trip per call and waits for a batch to fill up; here the requests
+stand open at the broker and messages arrive the moment they exist. :meth:`Puller.request` opens room for
+so many messages; the broker sends at most that many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from runwire.messaging.broker import UNAVAILABLE, Bus
+
+log = logging.getLogger("runwire.bus")
+
+EXPIRES = 10.0
+"""Seconds after which the broker gives an unused request back. A frozen process attracts messages no longer."""
+SILENCE = EXPIRES + 10
+"""Seconds without a word, while requests are open, after which they count as forgotten."""
+
+
+class Puller:
+    """Requests to one consumer, and what comes back.
+
+    ``on_message`` gets every message. ``on_reset`` is awaited when the open requests are gone (the broker was
+    restarted, the consumer deleted): the owner looks after its consumer and calls :meth:`request` again.
+    """
+
+    def __init__(
+        self, bus: Bus, *, on_message: Callable[[Msg], None], on_reset: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._bus = bus
+        self._on_message = on_message
+        self._on_reset = on_reset
+        self._inbox = bus.nc.new_inbox()
+        self._generation = 0
+        self._subject = ""
+        self._subscription: Subscription | None = None
+        self._heard = 0.0
+        self._resetting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.outstanding = 0
+        """Messages asked for that have not come yet."""
+
+    async def start(self) -> None:
+        """Begin to listen; requests may follow."""
+        self._subscription = await self._bus.nc.subscribe(f"{self._inbox}.*", cb=self._receive)
+        self._bus.on_reconnect.append(self.reset)
+        self._spawn(self._watch())
+
+    async def stop(self) -> None:
+        """Ask for nothing more and stop listening. What the broker has sent already is dropped."""
+        if self.reset in self._bus.on_reconnect:
+            self._bus.on_reconnect.remove(self.reset)
+        self._generation += 1
+        for task in self._tasks:
+            task.cancel()
+        if self._subscription is not None and not self._bus.nc.is_closed:
+            await self._subscription.unsubscribe()
+
+    def consume(self, stream: str, consumer: str) -> None:
+        """From now on request from this consumer; earlier requests are forgotten."""
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._generation += 1
+        self.outstanding = 0
+
+    async def request(self, count: int) -> None:
+        """Make room for ``count`` more messages."""
+        self.outstanding += count
+        self._heard = asyncio.get_running_loop().time()
+        body = json.dumps({"batch": count, "expires": int(EXPIRES * 1e9)}).encode()
+        await self._bus.nc.publish(self._subject, body, reply=f"{self._inbox}.{self._generation}")
+
+    async def reset(self) -> None:
+        """Forget the open requests and let the owner begin anew; tries until it works."""
+        async with self._resetting:
+            self._generation += 1
+            self.outstanding = 0
+            while True:
+                try:
+                    await self._on_reset()
+                except UNAVAILABLE:
+                    await asyncio.sleep(0.2)
+                else:
+                    return
+
+    async def _receive(self, message: Msg) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        status = message.headers.get("Status") if message.headers and not message.reply else None
+        if status is None:
+            self.outstanding = max(0, self.outstanding - 1)
+            self._on_message(message)
+        elif message.subject == f"{self._inbox}.{self._generation}":
+            await self._receive_status(status, message.headers or {})
+
+    async def _receive_status(self, status: str, headers: dict[str, str]) -> None:
+        """The broker gives requests back (408: unused in time; 409, 503: it or the consumer went away)."""
+        returned = headers.get("Nats-Pending-Messages")
+        if status == "408" and returned is not None:
+            self.outstanding = max(0, self.outstanding - int(returned))
+            await self.request(int(returned))
+        elif status != "100":
+            log.debug("requests returned: %s %s", status, headers.get("Description", ""), extra={"action": "pull_reset"})
+            self._spawn(self._reset_later())
+
+    async def _reset_later(self) -> None:
+        await asyncio.sleep(0.1)
+        await self.reset()
+
+    async def _watch(self) -> None:
+        """Requests that the broker has lost without saying so are asked for again."""
+        while True:
+            await asyncio.sleep(SILENCE / 4)
+            if self.outstanding and asyncio.get_running_loop().time() - self._heard > SILENCE:
+                await self.reset()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

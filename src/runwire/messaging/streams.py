@@ -1,0 +1,149 @@
+"""Which streams and consumers have to be there, and how they are configured.
+
+Provisioned with nats-py, as FastStream's stream model lacks some of the fields. An existing stream is left
+as it is: what an operator changed stays changed. ``runwire doctor`` says what differs where it matters.
+"""
+
+from __future__ import annotations
+
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    KeyValueConfig,
+    ObjectStoreConfig,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
+
+from runwire.domain.errors import SetupError
+from runwire.messaging import subjects
+from runwire.messaging.broker import Bus
+from runwire.settings import Settings
+
+DUPLICATE_WINDOW = 120.0
+"""Seconds the broker remembers message ids."""
+LARGEST_COMMAND = 64 * 1024
+"""Bytes of a command; the broker refuses larger ones."""
+LARGEST_EVENT = 256 * 1024
+MAX_OUTSTANDING = 100_000
+"""Commands that may be with workers or waiting for a retry at once: a delayed one counts, too."""
+MAX_WAITING = 8192
+"""Free slots of all workers together that may wait for a command."""
+LOG_LINES_PER_TASK = 10_000
+LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS = 30, 30, 30
+DAY = 86_400.0
+SHARES = {subjects.EVENTS: 60, subjects.LOGS: 15, subjects.COMMANDS: 5, subjects.DEADLETTERS: 5}
+"""Percent of ``store_bytes`` that each stream may take."""
+ARTIFACTS_SHARE = 15
+"""Percent of ``store_bytes`` for result files."""
+INSUFFICIENT_STORAGE = 10047
+"""The broker's error code for: the reserved sizes do not fit its disk."""
+
+
+def stream_configs(settings: Settings) -> list[StreamConfig]:
+    """Every stream, as it is created."""
+
+    def stream(name: str, subject: str, **config: object) -> StreamConfig:
+        share = SHARES.get(name)
+        return StreamConfig(
+            name=name,
+            subjects=[subject],
+            storage=StorageType.FILE,
+            num_replicas=settings.nats_replicas,
+            max_bytes=settings.store_bytes * share // 100 if share else None,
+        ).evolve(**config)
+
+    return [
+        stream(
+            subjects.COMMANDS,
+            subjects.ALL_COMMANDS,
+            retention=RetentionPolicy.WORK_QUEUE,
+            # One outstanding command per task, refused by the broker itself: whoever publishes.
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msg_size=LARGEST_COMMAND,
+            duplicate_window=DUPLICATE_WINDOW,
+        ),
+        stream(
+            subjects.EVENTS,
+            subjects.ALL_EVENTS,
+            max_msgs_per_subject=settings.events_history,
+            # A full stream refuses; it never drops the last event of a task to make room.
+            discard=DiscardPolicy.NEW,
+            max_msg_size=LARGEST_EVENT,
+            duplicate_window=DUPLICATE_WINDOW,
+            allow_direct=True,
+        ),
+        stream(
+            subjects.LOGS, subjects.ALL_LOGS, max_msgs_per_subject=LOG_LINES_PER_TASK, max_age=LOG_DAYS * DAY
+        ),
+        stream(subjects.DEADLETTERS, subjects.ALL_DEADLETTERS, max_age=DEAD_LETTER_DAYS * DAY, allow_direct=True),
+        stream(subjects.IDS, subjects.ID_COUNTER, max_msgs_per_subject=1, allow_msg_counter=True),
+    ]
+
+
+def workers_config(settings: Settings) -> ConsumerConfig:
+    """The consumer that all workers share. Attempts are counted in our events, so deliveries are not limited."""
+    return ConsumerConfig(
+        name=subjects.WORKERS,
+        durable_name=subjects.WORKERS,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=settings.ack_wait,
+        max_deliver=-1,
+        max_ack_pending=MAX_OUTSTANDING,
+        max_waiting=MAX_WAITING,
+        filter_subject=subjects.ALL_COMMANDS,
+    )
+
+
+async def provision(bus: Bus, settings: Settings) -> None:
+    """Create what is missing; may be called by every process at every start. Raises SetupError."""
+    try:
+        for config in stream_configs(settings):
+            await _ensure_stream(bus, config)
+        for bucket in (subjects.TOKENS_BUCKET, subjects.SETTINGS_BUCKET):
+            await _ensure_bucket(bus, bucket, settings)
+        await _ensure_artifacts(bus, settings)
+        await bus.js.add_consumer(subjects.COMMANDS, workers_config(settings))
+    except APIError as error:
+        if error.err_code == INSUFFICIENT_STORAGE:
+            raise SetupError(
+                f"the broker's disk has no room for {settings.store_bytes:,} bytes of streams: set RUNWIRE_STORE_BYTES lower"
+            ) from None
+        raise SetupError(f"the broker refused a stream: {error.description}") from None
+
+
+async def _ensure_stream(bus: Bus, config: StreamConfig) -> None:
+    try:
+        await bus.js.stream_info(str(config.name))
+    except NotFoundError:
+        try:
+            await bus.js.add_stream(config)
+        except BadRequestError:  # somebody else created it meanwhile, from other settings
+            await bus.js.stream_info(str(config.name))
+
+
+async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings) -> None:
+    try:
+        await bus.js.key_value(bucket)
+    except BucketNotFoundError:
+        await bus.js.create_key_value(KeyValueConfig(bucket=bucket, replicas=settings.nats_replicas))
+
+
+async def _ensure_artifacts(bus: Bus, settings: Settings) -> None:
+    try:
+        await bus.js.object_store(subjects.ARTIFACTS_BUCKET)
+    except (BucketNotFoundError, NotFoundError):
+        await bus.js.create_object_store(
+            subjects.ARTIFACTS_BUCKET,
+            config=ObjectStoreConfig(
+                bucket=subjects.ARTIFACTS_BUCKET,
+                ttl=ARTIFACT_DAYS * DAY,
+                max_bytes=settings.store_bytes * ARTIFACTS_SHARE // 100,
+                replicas=settings.nats_replicas,
+            )
+        )

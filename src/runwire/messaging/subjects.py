@@ -1,0 +1,104 @@
+"""Every stream, subject, consumer and header name, built and parsed in this one place.
+
+::
+
+    tasks.cmd.<chain>.<task>.execute       COMMANDS     what shall be run
+    tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error deleted
+    tasks.log.<chain>.<task>               LOGS         what runs had to say
+    tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
+    tasks.ids                              IDS          the counter of task ids
+
+``<chain>`` and ``<task>`` are positive integers; nothing a user wrote becomes a part of a subject. (nats-py
+takes ``cmd.1.>`` for a literal subject when publishing, so this is checked here and nowhere else.)
+"""
+
+from __future__ import annotations
+
+from runwire.domain.errors import Undecodable
+from runwire.domain.lifecycle import Change, Document
+from runwire.domain.task import MAX_ID
+
+COMMANDS, EVENTS, LOGS, DEADLETTERS, IDS = "COMMANDS", "EVENTS", "LOGS", "DEADLETTERS", "IDS"
+STREAMS = (COMMANDS, EVENTS, LOGS, DEADLETTERS, IDS)
+
+ALL_COMMANDS = "tasks.cmd.*.*.execute"
+ALL_EVENTS = "tasks.evt.>"
+ALL_LOGS = "tasks.log.>"
+ALL_DEADLETTERS = "tasks.dlq.>"
+ID_COUNTER = "tasks.ids"
+
+WORKERS = "workers"
+"""The durable consumer on COMMANDS that all workers share."""
+
+TOKENS_BUCKET = "runwire-tokens"
+SETTINGS_BUCKET = "runwire-settings"
+ARTIFACTS_BUCKET = "runwire-artifacts"
+
+# Headers of the broker, as it spells them.
+MSG_ID = "Nats-Msg-Id"
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+INCREMENT = "Nats-Incr"
+
+# Headers of ours, on commands and dead letters.
+RUN_ID = "Run-Id"
+RUN_SOURCE = "Run-Source"
+DEAD_REASON = "Dead-Letter-Reason"
+DEAD_DETAIL = "Dead-Letter-Detail"
+DEAD_SUBJECT = "Dead-Letter-Subject"
+DEAD_SEQUENCE = "Dead-Letter-Sequence"
+
+
+def command(chain: int, task: int) -> str:
+    """Where the execute command of a task is published."""
+    return f"tasks.cmd.{_id(chain)}.{_id(task)}.execute"
+
+
+def event(document: Document) -> str:
+    """Where this version of a task is published."""
+    task = document.task
+    code = "deleted" if document.change is Change.DELETED else task.state.code.value.lower()
+    return f"tasks.evt.{_id(task.chain)}.{_id(task.id)}.{code}"
+
+
+def events_of(chain: int, task: int) -> str:
+    """All events of a task: the filter of its last event and of the fence."""
+    return f"tasks.evt.{_id(chain)}.{_id(task)}.*"
+
+
+def events_of_any_chain(task: int) -> str:
+    """All events of the task with this id, whatever its chain."""
+    return f"tasks.evt.*.{_id(task)}.*"
+
+
+def ended_runs_of(chain: int) -> list[str]:
+    """The final events of all tasks of a chain."""
+    return [f"tasks.evt.{_id(chain)}.*.done", f"tasks.evt.{_id(chain)}.*.error"]
+
+
+def log(chain: int, task: int) -> str:
+    """Where the log lines of a task's runs are published."""
+    return f"tasks.log.{_id(chain)}.{_id(task)}"
+
+
+def dead_letter(chain: int, task: int) -> str:
+    """Where commands that could not be run end up; ids of 0 when the subject did not name any."""
+    return f"tasks.dlq.{int(chain)}.{int(task)}"
+
+
+def parse(subject: str) -> tuple[int, int]:
+    """The (chain, task) a subject of ours names. Raises Undecodable."""
+    tokens = subject.split(".")
+    if len(tokens) < 4 or tokens[0] != "tasks":  # noqa: PLR2004 - tasks.<kind>.<chain>.<task>
+        raise Undecodable(f"{subject!r} is no subject of a task")
+    try:
+        return _id(int(tokens[2])), _id(int(tokens[3]))
+    except ValueError:
+        raise Undecodable(f"{subject!r} does not name a chain and a task by positive integers") from None
+
+
+def _id(number: int) -> int:
+    if not 1 <= number <= MAX_ID:
+        msg = f"{number} is no id"
+        raise ValueError(msg)
+    return number

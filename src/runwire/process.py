@@ -1,0 +1,67 @@
+"""What every runwire process does about itself: log lines, readiness, and not outliving its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+EXIT_SETUP = 78
+"""Exit status of a process that cannot run as configured (EX_CONFIG of sysexits.h): starting it again is no use."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2), Linux: the signal this process gets when its parent dies."""
+
+
+def set_up_logging(name: str, level: str) -> None:
+    """Log lines to stderr, one sentence each: time, process, level where it matters, message."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(name))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("runwire").setLevel(level.upper())
+
+
+class _Lines(logging.Formatter):
+    """``14:35:00 worker   run succeeded task=12345 ...``; warnings and errors say so."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s {process:<8} %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.levelno < logging.WARNING:
+            return line
+        time, _, rest = line.partition(" ")
+        return f"{time} {record.levelname.lower()}: {rest}"
+
+
+def notify_ready() -> None:
+    """Tell whoever started us that we are ready: systemd or `runwire up` (sd_notify protocol). Else nothing happens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        try:
+            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
+            notifier.send(f"READY=1\nMAINPID={os.getpid()}".encode())
+        except OSError as error:
+            logging.getLogger("runwire").warning("cannot tell that we are ready: %s", error)
+
+
+def die_with_parent() -> Callable[[], None]:
+    """What a child has to call between fork and exec so that it is killed when its parent dies (Linux; else nothing)."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def arrange() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return arrange

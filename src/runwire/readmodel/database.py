@@ -1,0 +1,124 @@
+"""The SQLite file: open it, bring its schema up to date, one connection to write and one to read.
+
+aiosqlite runs each connection in a thread of its own, and every call into it is a hop between threads. A batch
+of events is therefore one call (:meth:`Database.transact`), not one per statement.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import IO, TypeVar
+
+import aiosqlite
+
+from runwire.domain.errors import SetupError
+
+T = TypeVar("T")
+
+PRAGMAS = (
+    "PRAGMA journal_mode = WAL",  # readers never wait for the projector
+    "PRAGMA synchronous = NORMAL",  # a power cut may undo the last commits, never tear them; they are read again
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA cache_size = -65536",  # 64 MiB
+    "PRAGMA trusted_schema = OFF",
+)
+
+
+class Connection(aiosqlite.Connection):
+    """A connection that can run a whole function in its thread."""
+
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """``function(connection)`` in the connection's thread; one hop whatever it does."""
+        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]
+        return result
+
+
+class Database:
+    """An open read model. Locked: a second process on the same file is refused."""
+
+    def __init__(self, path: Path, lock: IO[str], writer: Connection, reader: Connection) -> None:
+        """Use :func:`open_database`."""
+        self.path = path
+        self._lock = lock
+        self._writer = writer
+        self._reader = reader
+
+    async def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function in one write transaction; all of it is stored, or nothing."""
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = function(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # a full disk has rolled back already
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._writer.call(transaction)
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function over a read-only connection."""
+        return await self._reader.call(function)
+
+    async def close(self) -> None:
+        """Close both connections and give up the lock. May be called twice."""
+        await self._reader.close()
+        await self._writer.close()
+        self._lock.close()
+
+
+async def open_database(path: Path) -> Database:
+    """Open the file, create it if need be, and bring its schema up to date. Raises SetupError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise SetupError(f"cannot write the data directory {path.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise SetupError(f"the read model {path} is in use by another runwire process") from None
+    try:
+        writer = await _connect(path)
+        await writer.call(_migrate)
+        reader = await _connect(path)
+        await reader.call(lambda connection: connection.execute("PRAGMA query_only = ON"))
+    except sqlite3.Error as error:
+        lock.close()
+        raise SetupError(f"cannot open the read model {path}: {error}; it can be deleted, it is rebuilt") from None
+    return Database(path, lock, writer, reader)
+
+
+def remove_database(path: Path) -> None:
+    """Delete the file and what SQLite keeps beside it; nothing happens when there is none."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+async def _connect(path: Path) -> Connection:
+    connection = Connection(
+        lambda: sqlite3.connect(path, isolation_level=None, cached_statements=256), iter_chunk_size=64
+    )
+    await connection
+    for pragma in PRAGMAS:
+        await connection.execute(pragma)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply the migrations that the file has not seen, in order; ``user_version`` counts them."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    folder = resources.files("runwire.readmodel") / "migrations"
+    scripts = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    for number, script in enumerate(scripts, start=1):
+        if number > version:
+            connection.executescript(f"BEGIN;\n{script.read_text()}\nPRAGMA user_version = {number};\nCOMMIT;")

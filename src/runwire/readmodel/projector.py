@@ -1,0 +1,280 @@
+"""EVENTS and LOGS -> batches -> rows -> whoever waits.
+
+Each stream is read by a pull consumer of this adapter's own that begins right after the stored position.
+Whatever has arrived is applied in one transaction together with the new position; after the commit the
+waiting calls wake. A gap, a reconnection or a stream that is not the one we knew: the consumer is made anew.
+(Nothing is acknowledged, so a cut connection loses what was on its way; only the consumer's own sequence
+shows that. nats-py's ordered consumer would notice, too, but takes 19 s to come back after a broker restart.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import Error as JetStreamError
+
+from runwire.domain.errors import Undecodable
+from runwire.domain.run import Run
+from runwire.messaging import codec, streams, subjects
+from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.pull import Puller
+from runwire.readmodel import projection
+from runwire.readmodel.database import Database
+from runwire.readmodel.heads import Heads
+from runwire.readmodel.projection import EventRecord, LogRecord
+from runwire.readmodel.waiters import Milestones, Waiters
+
+log = logging.getLogger("runwire.readmodel")
+
+WINDOW = 2000
+"""Messages of one stream in memory or on their way, at most."""
+RETRY_PAUSE = 0.5
+"""Seconds before a batch that the disk did not take is tried again."""
+PATIENCE_WITH_LOGS = 2.0
+"""Seconds an ended run waits for its log lines to arrive before its callers are told anyway."""
+
+
+@dataclass
+class Source:
+    """One stream, as far as it has been read."""
+
+    stream: str
+    filter: str
+    identity: str = ""
+    """When the stream was created."""
+    committed: int = 0
+    """Last sequence whose rows are committed."""
+    target: int = 0
+    """Last sequence of the stream when it was opened: caught up from there on."""
+    consumer: str = ""
+    delivered: int = 0
+    """The consumer's own sequence of the last message: the next one is +1, or something was lost."""
+    arrived: list[Msg] = field(default_factory=list)
+    stale: bool = True
+    """The consumer has to be made anew."""
+    puller: Puller = field(init=False)
+
+
+class Projector:
+    """Keeps one read model up to date for as long as it runs."""
+
+    def __init__(self, bus: Bus, database: Database, heads: Heads, waiters: Waiters, *, history: int) -> None:
+        """``history``: ended runs kept per task and code, the same number the stream keeps."""
+        self._bus = bus
+        self._database = database
+        self._heads = heads
+        self._waiters = waiters
+        self._history = history
+        self._events = Source(subjects.EVENTS, subjects.ALL_EVENTS)
+        self._logs = Source(subjects.LOGS, subjects.ALL_LOGS)
+        self._sources = (self._events, self._logs)
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._late: list[tuple[float, Run]] = []
+        self.milestones = Milestones()
+        """Wait here for a sequence of EVENTS to be readable."""
+        self.caught_up = asyncio.Event()
+        """Set once everything that was in the streams at the start has been read."""
+        self.trouble: str | None = None
+        """Why nothing can be written at the moment; None: all is well."""
+
+    async def start(self) -> None:
+        """Begin to read. Returns when the consumers stand; :attr:`caught_up` says when the rows do."""
+        for source in self._sources:
+            source.identity, source.committed = await self._database.read(
+                lambda connection, stream=source.stream: projection.position(connection, stream)
+            )
+            source.puller = Puller(self._bus, on_message=self._receiver(source), on_reset=self._resetter(source))
+            await source.puller.start()
+            await self._open(source)
+        self._check_caught_up()
+        self._task = asyncio.create_task(self._run())
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Stop reading. What is committed stays; the rest is read at the next start."""
+        for source in self._sources:
+            await source.puller.stop()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the projector is at work."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(last sequence of EVENTS that was read, last one there was at the start)."""
+        return self._events.committed, self._events.target
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def _receiver(self, source: Source) -> Callable[[Msg], None]:
+        def receive(message: Msg) -> None:
+            metadata = message.metadata
+            if metadata.consumer != source.consumer or source.stale:
+                return  # from a consumer that has been given up
+            if metadata.sequence.consumer != source.delivered + 1:
+                log.info("gap in %s, reading on from %d", source.stream, source.committed, extra={"action": "gap"})
+                source.stale = True
+            else:
+                source.delivered += 1
+                source.arrived.append(message)
+            self._wake.set()
+
+        return receive
+
+    def _resetter(self, source: Source) -> Callable[[], asyncio.Future[None]]:
+        async def reset() -> None:
+            source.stale = True
+            self._wake.set()
+
+        return reset  # type: ignore[return-value]
+
+    async def _open(self, source: Source) -> None:
+        """Make a consumer that begins after the committed position; begin at 1 when the stream is another one."""
+        info = await self._bus.js.stream_info(source.stream)
+        identity, last = str(info.created), info.state.last_seq
+        if identity != source.identity or last < source.committed:
+            if source.committed:
+                log.warning("%s is a new stream, rebuilding", source.stream, extra={"action": "rebuild"})
+            await self._database.transact(
+                lambda connection: projection.clear(connection, source.stream, events=source is self._events)
+            )
+            self._heads.clear()
+            source.identity, source.committed = identity, 0
+        source.consumer = f"projector-{uuid4().hex[:12]}"
+        source.delivered, source.target = 0, last
+        source.arrived.clear()
+        await self._bus.js.add_consumer(
+            source.stream,
+            ConsumerConfig(
+                name=source.consumer,
+                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=source.committed + 1,
+                ack_policy=AckPolicy.NONE,
+                filter_subject=source.filter,
+                inactive_threshold=60.0,
+                mem_storage=True,
+                num_replicas=1,
+            ),
+        )
+        source.puller.consume(source.stream, source.consumer)
+        source.stale = False
+        await source.puller.request(WINDOW)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                for source in self._sources:
+                    if source.stale:
+                        await self._open(source)
+                await self._apply_arrived()
+            except (*UNAVAILABLE, NatsError, JetStreamError) as error:
+                log.debug("waiting for the broker: %r", error, extra={"action": "projector_waits"})
+                await asyncio.sleep(0.2)
+                self._wake.set()
+            except sqlite3.Error as error:
+                self.trouble = f"the read model cannot be written: {error}"
+                log.error("%s", self.trouble, extra={"action": "projector_waits"})
+                await asyncio.sleep(RETRY_PAUSE)
+                self._wake.set()
+
+    # --- applying --------------------------------------------------------------------------------------
+
+    async def _apply_arrived(self) -> None:
+        """One transaction for everything that has arrived; then the waiting calls."""
+        events, logs = list(self._events.arrived), list(self._logs.arrived)
+        if not events and not logs:
+            self._settle_late()
+            return
+        event_records = [record for message in events if (record := _event(message))]
+        log_records = [record for message in logs if (record := _log_line(message))]
+
+        def apply(connection: sqlite3.Connection) -> None:
+            projection.apply_events(connection, event_records, history=self._history)
+            projection.apply_logs(connection, log_records, lines=streams.LOG_LINES_PER_TASK)
+            for source, messages in ((self._events, events), (self._logs, logs)):
+                if messages:
+                    sequence = messages[-1].metadata.sequence.stream
+                    projection.set_position(connection, source.stream, source.identity, sequence)
+
+        await self._database.transact(apply)
+        self.trouble = None
+        for source, messages in ((self._events, events), (self._logs, logs)):
+            await self._committed(source, messages)
+        self._tell(event_records)
+        self._check_caught_up()
+
+    async def _committed(self, source: Source, messages: list[Msg]) -> None:
+        if not messages:
+            return
+        source.committed = messages[-1].metadata.sequence.stream
+        del source.arrived[: len(messages)]
+        room = WINDOW - len(source.arrived) - source.puller.outstanding
+        if room > WINDOW // 2 and not source.stale:
+            await source.puller.request(room)
+
+    def _tell(self, records: list[EventRecord]) -> None:
+        """The rows are committed: say so to whoever waits for them."""
+        self._heads.commits += 1
+        for record in records:
+            self._heads.put(record.sequence, record.document)
+            run = record.document.run
+            if run is not None and run.is_final:
+                if run.log_seq > self._logs.committed:
+                    self._late.append((asyncio.get_running_loop().time() + PATIENCE_WITH_LOGS, run))
+                else:
+                    self._waiters.ended(run)
+        self.milestones.advance(self._events.committed)
+        self._settle_late()
+
+    def _settle_late(self) -> None:
+        """Ended runs whose log lines have arrived by now."""
+        if not self._late:
+            return
+        now = asyncio.get_running_loop().time()
+        still_late = []
+        for until, run in self._late:
+            if run.log_seq <= self._logs.committed or now >= until:
+                self._waiters.ended(run)
+            else:
+                still_late.append((until, run))
+        self._late = still_late
+        if still_late:
+            asyncio.get_running_loop().call_later(0.05, self._wake.set)
+
+    def _check_caught_up(self) -> None:
+        if all(source.committed >= source.target for source in self._sources):
+            self.caught_up.set()
+
+
+def _event(message: Msg) -> EventRecord | None:
+    try:
+        document = codec.decode(message.data)
+    except Undecodable as undecodable:
+        log.error("skipped an event on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
+        return None
+    return EventRecord(message.metadata.sequence.stream, document, message.data)
+
+
+def _log_line(message: Msg) -> LogRecord | None:
+    try:
+        _, task = subjects.parse(message.subject)
+        entry = codec.decode_log(message.data)
+    except Undecodable as undecodable:
+        log.error("skipped a log line on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
+        return None
+    return LogRecord(message.metadata.sequence.stream, task, entry.run, message.data)

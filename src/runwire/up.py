@@ -1,0 +1,145 @@
+"""``runwire up``: broker, adapter and worker on one machine, with nothing to set up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+
+import runwire
+from runwire import embedded
+from runwire.domain.errors import SetupError
+from runwire.embedded import Embedded
+from runwire.first_start import SAMPLE_ID
+from runwire.settings import Settings
+from runwire.supervisor import Child, Supervisor
+
+PATIENCE = 60
+"""Seconds after which a start that does not come to an end is spoken of."""
+BROKER_PATIENCE = 10
+"""Seconds the broker may take to stop."""
+
+
+def run_up(settings: Settings) -> None:
+    """Run everything in the foreground until Ctrl-C or SIGTERM. Raises SetupError."""
+    began = time.monotonic()
+    lock = embedded.lock_data_dir(settings)
+    try:
+        broker = None if settings.nats_url else embedded.prepare(settings)
+        asyncio.run(_run(settings, broker, began))
+    finally:
+        embedded.running_url_path(settings).unlink(missing_ok=True)
+        lock.close()
+
+
+async def _run(settings: Settings, broker: Embedded | None, began: float) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    supervisor = Supervisor()
+    try:
+        children = _children(settings, broker)
+        if broker is not None:
+            embedded.write_private(embedded.running_url_path(settings), broker.url + "\n")
+        for child in children:
+            supervisor.start(child)
+        stopping = asyncio.ensure_future(stop.wait())
+        ready = asyncio.ensure_future(_announce(settings, broker, children, began))
+        await asyncio.wait({stopping, supervisor.failed}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ready, stopping):
+            task.cancel()
+        if supervisor.failed.done():
+            await supervisor.stop(["adapter", "worker"], patience=2)
+            raise SetupError(f"the {supervisor.failed.result()} cannot run as configured; its line above says why")
+        print("\nstopping ...", file=sys.stderr, flush=True)
+        await supervisor.stop(["adapter", "worker"], patience=settings.grace_seconds + 8)
+        await supervisor.stop(["nats-server"], patience=BROKER_PATIENCE)
+    finally:
+        await supervisor.close()
+
+
+def _children(settings: Settings, broker: Embedded | None) -> list[Child]:
+    """The processes to run; adapter and worker are the same commands a user would start."""
+    env = {
+        **os.environ,
+        **_as_environment(settings),
+        "RUNWIRE_NATS_URL": broker.url if broker else str(settings.nats_url),
+    }
+    python = [sys.executable, "-m", "runwire"]
+    own = [Child(name, [*python, name], env) for name in ("adapter", "worker")]
+    if broker is None:
+        return own
+    return [Child("nats-server", broker.argv, broker.env, notifies=False), *own]
+
+
+def _as_environment(settings: Settings) -> dict[str, str]:
+    """The settings that this process was given, as its children read them."""
+    plain = settings.model_dump(mode="json", exclude={"bootstrap_token", "nats_url"}, exclude_none=True)
+    return {f"RUNWIRE_{name.upper()}": str(value) for name, value in plain.items()}
+
+
+async def _announce(settings: Settings, broker: Embedded | None, children: list[Child], began: float) -> None:
+    """Say that everything runs and how to try it; while it does not, say what is waited for."""
+    while True:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(child.ready.wait() for child in children))
+            break
+        except TimeoutError:
+            waiting = ", ".join(child.name for child in children if not child.ready.is_set())
+            print(f"still waiting for: {waiting}", file=sys.stderr, flush=True)
+    token = await asyncio.to_thread(_working_token, settings)
+    print(_banner(settings, broker, token, time.monotonic() - began), flush=True)
+
+
+def _working_token(settings: Settings) -> str | None:
+    """The first token, if its secret is still here and it still works."""
+    candidates = [settings.bootstrap_token.get_secret_value()] if settings.bootstrap_token else []
+    with suppress(OSError):
+        candidates.append(settings.token_path.read_text().strip())
+    return next((token for token in candidates if _get(settings, "/tasks?limit=1", token) is not None), None)
+
+
+def _get(settings: Settings, path: str, token: str) -> object | None:
+    """What the adapter answers; None: an error."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.http_host, settings.http_host)  # noqa: S104 - compared, not bound
+    request = urllib.request.Request(  # noqa: S310 - http to ourselves
+        f"http://{host}:{settings.http_port}{path}", headers={"Authorization": f"Bearer {token}"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as answer:
+            return json.load(answer)  # type: ignore[no-any-return]
+    except (urllib.error.URLError, ValueError, OSError):
+        return None
+
+
+def _banner(settings: Settings, broker: Embedded | None, token: str | None, seconds: float) -> str:
+    url = settings.http_url
+    lines = [
+        "",
+        f"runwire {runwire.__version__} is ready ({seconds:.1f} s)",
+        "",
+        f"  URL    {url}        API: {url}/docs",
+        f"  token  {token or 'ID:SECRET (the first one is not kept here; use one of yours)'}",
+    ]
+    if broker is not None:
+        address = broker.url.rpartition("@")[2]
+        lines.append(f"  bus    nats://{address}   user and password: {embedded.bus_url_path(settings)}")
+    lines += [
+        f"  data   {settings.data_dir.resolve()}",
+        "",
+        "Run the sample task:",
+        "",
+        f"  curl -X POST '{url}/tasks/{SAMPLE_ID}/execute' -H 'Authorization: Bearer {token or 'ID:SECRET'}'",
+        "",
+        "Ctrl-C stops everything.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The write side: takes commands, runs actions, appends events. Never opens SQLite, keeps no state."""

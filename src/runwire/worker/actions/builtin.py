@@ -1,0 +1,39 @@
+"""The actions every worker has, over the broker it is connected to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+
+from runwire import artifacts
+from runwire.app import App, Context
+from runwire.messaging import events
+from runwire.messaging.broker import Bus
+from runwire.worker.actions.export import Dataset, Row, export_action
+from runwire.worker.actions.sleep import sleep
+
+RUN_COLUMNS = (
+    "id", "task", "chain", "code", "attempt", "source", "accepted", "started", "finished", "result",
+    "error_code", "error_message",
+)  # fmt: skip
+
+
+def builtin_actions(bus: Bus) -> App:
+    """``export`` and ``sleep``."""
+
+    async def runs(ctx: Context) -> AsyncIterator[Row]:
+        """The chain's ended runs, oldest first, as EVENTS holds them."""
+        async for document in events.ended_runs(bus, ctx.chain):
+            run = document.run
+            if run is not None:
+                row = run.public()
+                error = row.pop("error") or {}
+                yield row | {"error_code": error.get("code"), "error_message": error.get("message")}
+
+    async def store(ctx: Context, file: str, content: io.BufferedIOBase) -> int:
+        return await artifacts.put(bus, artifacts.object_name(ctx.chain, ctx.task, ctx.run_id, file), content)
+
+    app = App()
+    app.action("export")(export_action({"runs": Dataset(RUN_COLUMNS, runs)}, store))
+    app.action("sleep")(sleep)
+    return app

@@ -1,0 +1,381 @@
+"""One run, step by step: read the task, decide, claim, act, conclude.
+
+Every step works on what the one before it returned; what became of the command comes out as a value
+(:data:`Disposition`), and the consumer alone tells it to the broker. Between *claim* and *conclude* the
+worker owns the run as long as no newer event of the task says otherwise: it finds out when it appends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+from pydantic import JsonValue, ValidationError
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+
+from runwire import artifacts
+from runwire.app import App, Context
+from runwire.domain import lifecycle
+from runwire.domain.errors import Conflict, Fail, Retry
+from runwire.domain.lifecycle import Document
+from runwire.domain.run import Command, Done, ErrorCode, Failed, Outcome, Run, RunError
+from runwire.domain.task import LogLevel
+from runwire.messaging import commands, events
+from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.events import Head
+from runwire.settings import Settings
+from runwire.worker.runlog import RunLog
+
+log = logging.getLogger("runwire.worker")
+
+INLINE_RESULT = 4 * 1024
+"""Bytes of JSON a result may have inside the document; a larger one becomes a file."""
+LARGEST_RESULT = 64 * 1024 * 1024
+"""Bytes of JSON a result may have at all."""
+LONGEST_ERROR = 1000
+"""Characters of an error's message inside the document."""
+ROUNDS = 10
+"""How often a lost race for the claim is followed by another look at the task."""
+WAIT_FOR_ACTION = 0.5
+"""Seconds before a command with an unknown action is offered again, to this worker or another."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The command has done its work: acknowledge."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """Bring the command again after ``seconds``."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Silence:
+    """The run is somebody else's: no acknowledgement of any kind, it could hit theirs."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Dead:
+    """The command cannot be run: to the dead letters, then acknowledge."""
+
+    reason: str
+    detail: str
+
+
+Disposition = Settled | Later | Silence | Dead
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A claimed run: what was claimed, and where its log lines go."""
+
+    head: Head
+    """The event of the claim."""
+    run: Run
+    log: RunLog
+    began: float
+    """Monotonic seconds."""
+
+    @property
+    def document(self) -> Document:
+        return self.head.document
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _HandedBack(Exception):
+    """The worker is being stopped, and the action with it."""
+
+
+class Executor:
+    """Carries out commands. Holds no state between two of them."""
+
+    def __init__(self, bus: Bus, app: App, settings: Settings, *, clock: Callable[[], datetime] = _now) -> None:
+        """``clock`` tells the time in UTC."""
+        self._bus = bus
+        self._actions = app.actions
+        self._settings = settings
+        self._clock = clock
+        self._acting: set[asyncio.Task[object]] = set()
+        self._handing_back = False
+
+    def hand_back(self) -> None:
+        """Stop the actions that are running now; their runs go back to the broker, for another worker to begin."""
+        self._handing_back = True
+        for task in self._acting:
+            task.cancel()
+
+    async def execute(self, command: Command) -> Disposition:
+        """Do what the command asks for, as far as it is still to be done. Raises one of UNAVAILABLE, or Undecodable."""
+        verified = False
+        for _ in range(ROUNDS):
+            head = await events.load(self._bus, command.chain, command.task)
+            decision = self._decide(head, command, verified=verified)
+            if isinstance(decision, lifecycle.Reject):  # nothing fences this one off: only on the leader's word
+                head = await events.load(self._bus, command.chain, command.task, leader=True)
+                decision = self._decide(head, command, verified=verified)
+            match decision:
+                case lifecycle.Reject(reason, detail):
+                    return Dead(reason, detail)
+                case lifecycle.Finished():
+                    return Settled()
+                case lifecycle.Postpone(seconds):
+                    return Later(seconds)
+                case lifecycle.Ignore():
+                    return Silence("an older delivery of a run that is being worked on")
+                case lifecycle.Verify():
+                    if not await commands.is_held(self._bus, command):
+                        return Silence("the command has been removed meanwhile")
+                    verified = True
+                case lifecycle.EndLost() if head:
+                    await self._try_append(head, lifecycle.lost(head.document, now=self._clock()))
+                case lifecycle.Exhausted() if head:
+                    await self._try_append(head, lifecycle.exhausted(head.document, now=self._clock()))
+                case lifecycle.Begin() if head:
+                    if self._must_wait_for_action(head, command):
+                        return await self._wait_for_action(head, command)
+                    attempt = await self._claim(head, command)
+                    if attempt is not None:
+                        return await self._carry_out(attempt)
+        return Later(1.0)
+
+    def _decide(self, head: Head | None, command: Command, *, verified: bool) -> lifecycle.Decision:
+        return lifecycle.decide(
+            head.document if head else None,
+            command,
+            now=self._clock(),
+            max_deliveries=self._settings.max_deliveries,
+            verified=verified,
+        )
+
+    # --- claim ---------------------------------------------------------------------------------------
+
+    def _must_wait_for_action(self, head: Head, command: Command) -> bool:
+        unknown = head.document.task.target.action not in self._actions
+        waited = (self._clock() - command.accepted).total_seconds()
+        return unknown and waited < self._settings.action_wait
+
+    async def _wait_for_action(self, head: Head, command: Command) -> Disposition:
+        """Another worker may know the action, or one that is being rolled out. Says so in the logs, once."""
+        if command.delivery == 1:
+            line = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=command.run)
+            action, wait = head.document.task.target.action, self._settings.action_wait
+            line.write(LogLevel.WARNING, f"waiting up to {wait:g} s for a worker that knows the action {action!r}")
+            await line.flush()
+        return Later(WAIT_FOR_ACTION)
+
+    async def _claim(self, head: Head, command: Command) -> Attempt | None:
+        """Append INPROGRESS; None when somebody else was first."""
+        claim_id = uuid4().hex
+        document = lifecycle.claim(head.document, command, claim_id=claim_id, now=self._clock())
+        claimed = await self._try_append(head, document)
+        if claimed is None or document.run is None:
+            return None
+        line_log = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=claim_id)
+        return Attempt(claimed, document.run, line_log, time.monotonic())
+
+    async def _try_append(self, head: Head, document: Document) -> Head | None:
+        """Append on top of ``head``; None when somebody else was first."""
+        event_id = uuid4().hex
+        try:
+            sequence = await events.append_surely(
+                self._bus, document, expected=head.sequence, event_id=event_id
+            )
+        except Conflict:
+            return None
+        return Head(document, sequence, event_id)
+
+    # --- act -----------------------------------------------------------------------------------------
+
+    async def _carry_out(self, attempt: Attempt) -> Disposition:
+        try:
+            outcome = await self._act(attempt)
+        except _HandedBack:
+            return await self._release(attempt)
+        return await self._conclude(attempt, outcome)
+
+    async def _act(self, attempt: Attempt) -> Outcome:
+        """Run the action under the task's timeout; whatever happens comes back as an outcome."""
+        task = attempt.document.task
+        action = self._actions.get(task.target.action)
+        if action is None:
+            waited = self._settings.action_wait
+            return _failed(
+                ErrorCode.UNKNOWN_ACTION, f"No worker knew the action {task.target.action!r} within {waited:g} s."
+            )
+        try:
+            parameters = action.parameters.validate_python(task.target.parameters)
+        except ValidationError as invalid:
+            return _failed(ErrorCode.INVALID_PARAMETERS, _complaints(invalid))
+        context = Context(
+            run_id=attempt.run.id,
+            attempt=attempt.run.attempt,
+            deadline=self._clock() + timedelta(seconds=task.timeout),
+            task=task.id,
+            chain=task.chain,
+            filters=task.filters,
+            write_log=attempt.log.write,
+        )
+        try:
+            async with asyncio.timeout(task.timeout) as limit:
+                result = await self._interruptible(action.handler(parameters, context))
+        except _HandedBack:
+            raise
+        except Fail as fail:
+            return _failed(fail.code, str(fail))
+        except Retry as retry:
+            return _failed(ErrorCode.HANDLER_ERROR, str(retry), retryable=True, after=retry.after)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
+            if limit.expired():
+                return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)
+            attempt.log.write(LogLevel.DEBUG, "".join(traceback.format_exception(error)))
+            return _failed(ErrorCode.HANDLER_ERROR, f"{type(error).__name__}: {error}", retryable=True)
+        return await self._keep_result(attempt, result)
+
+    async def _interruptible(self, action: Awaitable[object]) -> object:
+        """Await the action; :meth:`hand_back` ends it with _HandedBack, whatever else ends it is its own doing."""
+        task = asyncio.current_task()
+        if task is None or self._handing_back:
+            raise _HandedBack
+        self._acting.add(task)
+        try:
+            return await action
+        except asyncio.CancelledError as cancelled:
+            if self._handing_back:
+                raise _HandedBack from None
+            if task.cancelling():  # the timeout
+                raise
+            raise RuntimeError("the action was cancelled from within") from cancelled
+        finally:
+            self._acting.discard(task)
+
+    async def _keep_result(self, attempt: Attempt, result: object) -> Outcome:
+        """The result as it goes into the document: small JSON objects as they are, larger ones as a file."""
+        if result is None:
+            return Done(None)
+        try:
+            value: JsonValue = to_jsonable_python(result)
+            encoded = to_json(value)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON: {error}")
+        if not isinstance(value, dict):
+            return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON object but {type(value).__name__}.")
+        if len(encoded) > LARGEST_RESULT:
+            message = f"The action's result has {len(encoded):,} bytes; at most {LARGEST_RESULT:,} can be kept."
+            return _failed(ErrorCode.RESULT_TOO_LARGE, message)
+        if len(encoded) <= INLINE_RESULT:
+            return Done(value)
+        file = f"Result-{attempt.run.task}.json"
+        name = artifacts.object_name(attempt.run.chain, attempt.run.task, attempt.run.id, file)
+        await artifacts.put(self._bus, name, io.BytesIO(encoded))
+        return Done({"file": file, "bytes": len(encoded)})
+
+    # --- conclude ------------------------------------------------------------------------------------
+
+    async def _conclude(self, attempt: Attempt, outcome: Outcome) -> Disposition:
+        """Append how the attempt ended: the run's last event, or the wait for its next try."""
+        if isinstance(outcome, Failed):
+            attempt.log.write(LogLevel.ERROR, f"{outcome.error.code}: {outcome.error.message}")
+        log_seq = await attempt.log.flush()
+        delay: float | None = None
+
+        def following(document: Document) -> Document:
+            nonlocal delay
+            now = self._clock()
+            if isinstance(outcome, Failed) and document.run is not None:
+                delay = lifecycle.delay_before_retry(document.task, document.run, outcome)
+                if delay is not None:
+                    return lifecycle.retry(document, outcome, delay=delay, now=now, log_seq=log_seq)
+            return lifecycle.conclude(document, outcome, now=now, log_seq=log_seq)
+
+        if not await self._append_own(attempt, following):
+            _report("fenced", attempt, "somebody else has taken over the run, its result is dropped")
+            return Silence("fenced")
+        if delay is not None:
+            _report("retrying", attempt, f"will be tried again in {delay:.1f} s")
+            return Later(delay)
+        _report("failed" if isinstance(outcome, Failed) else "succeeded", attempt, _summary(outcome))
+        return Settled()
+
+    async def _release(self, attempt: Attempt) -> Disposition:
+        """The worker is being stopped: give the run back, so that another one begins at once."""
+        attempt.log.write(LogLevel.WARNING, "the worker was stopped, the run goes to another one")
+        log_seq = await attempt.log.flush()
+        if not await self._append_own(
+            attempt, lambda document: lifecycle.release(document, now=self._clock(), log_seq=log_seq)
+        ):
+            return Silence("fenced")
+        _report("released", attempt, "the worker is stopping, the run goes to another one")
+        return Later(0)
+
+    async def _append_own(self, attempt: Attempt, following: Callable[[Document], Document]) -> bool:
+        """Append the successor of the claim, also over an edit of the definition; False: the claim is lost."""
+        head = attempt.head
+        event_id = uuid4().hex
+        while True:
+            try:
+                await events.append_surely(
+                    self._bus, following(head.document), expected=head.sequence, event_id=event_id
+                )
+            except Conflict:
+                newer = await self._load_surely(attempt.run)
+                if newer is None or not lifecycle.still_claimed(newer.document, attempt.run.claim.id):
+                    return False
+                head = newer
+            else:
+                return True
+
+    async def _load_surely(self, run: Run) -> Head | None:
+        while True:
+            try:
+                return await events.load(self._bus, run.chain, run.task, leader=True)
+            except UNAVAILABLE:
+                await asyncio.sleep(0.2)
+
+
+def _failed(code: str, message: str, *, retryable: bool = False, after: float | None = None) -> Failed:
+    text = message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}..."
+    return Failed(RunError(code=str(code), message=text), retryable=retryable, retry_after=after)
+
+
+def _complaints(invalid: ValidationError) -> str:
+    """What is wrong with an action's parameters, in one line."""
+    return "; ".join(
+        f"/target/{'/'.join(str(part) for part in error['loc'])}: {error['msg']}"
+        for error in invalid.errors(include_url=False, include_context=False, include_input=False)[:10]
+    )
+
+
+def _summary(outcome: Outcome) -> str:
+    return f"{outcome.error.code}: {outcome.error.message}" if isinstance(outcome, Failed) else ""
+
+
+def _report(action: str, attempt: Attempt, detail: str) -> None:
+    """One line about a run for whoever watches the worker."""
+    level = logging.WARNING if action in {"fenced", "failed"} else logging.INFO
+    log.log(
+        level,
+        "run %s task=%d run=%s attempt=%d action=%s %.3f s%s",
+        action,
+        attempt.run.task,
+        attempt.run.id,
+        attempt.run.attempt,
+        attempt.document.task.target.action,
+        time.monotonic() - attempt.began,
+        f" {detail}" if detail else "",
+        extra={"action": action},
+    )
