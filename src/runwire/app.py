@@ -29,7 +29,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, JsonValue, TypeAdapter
+from pydantic import JsonValue, TypeAdapter
+from pydantic.errors import PydanticUserError
 
 from runwire.domain.errors import SetupError
 from runwire.domain.task import LogLevel
@@ -124,7 +125,8 @@ def _parameters_of(name: str, handler: Handler) -> TypeAdapter[Any]:
     arguments = list(inspect.signature(handler).parameters)
     if len(arguments) != 2:  # noqa: PLR2004 - (params, ctx)
         raise SetupError(f"action {name!r} must take two arguments: (params, ctx)")
-    annotation = get_type_hints(handler).get(arguments[0], dict[str, Any])
-    if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)) and annotation != dict[str, Any]:
-        raise SetupError(f"action {name!r}: its first argument must be a pydantic model")
-    return TypeAdapter(annotation)
+    try:
+        annotation = get_type_hints(handler).get(arguments[0], dict[str, Any])
+        return TypeAdapter(annotation)
+    except (NameError, PydanticUserError) as error:
+        raise SetupError(f"action {name!r}: its first argument must be a pydantic model at module level: {error}") from None

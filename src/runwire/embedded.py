@@ -51,7 +51,15 @@ def prepare(settings: Settings) -> Embedded:
     bus_url = f"nats://bus:{bus_password}@{HOST}:{port}"
     write_private(bus_url_path(settings), bus_url + "\n")
     return Embedded(
-        argv=[str(_binary(settings)), "--config", str(_config(settings)), "--log", str(log_path), "--log_size_limit", "10000000"],
+        argv=[
+            str(_binary(settings)),
+            "--config",
+            str(_config(settings)),
+            "--log",
+            str(log_path),
+            "--log_size_limit",
+            "10000000",
+        ],
         # NATS reads a variable's value as configuration text; quoted, it is a string whatever is in it.
         env={**os.environ, **{name: f'"{value}"' for name, value in values.items()}},
         url=f"nats://runwire:{password}@{HOST}:{port}",
@@ -82,7 +90,7 @@ def lock_data_dir(settings: Settings) -> IO[str]:
     """Keep everybody else out of the data directory for as long as the file is open. Raises SetupError."""
     path = settings.data_dir / "up.lock"
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = path.open("a+")
     except OSError as error:
         raise SetupError(f"cannot write the data directory {settings.data_dir}: {error.strerror}") from None
@@ -130,7 +138,9 @@ def _port(settings: Settings) -> int:
         try:
             probe.bind((HOST, settings.nats_port or 0))
         except OSError as error:
-            raise SetupError(f"port {settings.nats_port} for the broker: {error.strerror}; set RUNWIRE_NATS_PORT") from None
+            raise SetupError(
+                f"port {settings.nats_port} for the broker: {error.strerror}; set RUNWIRE_NATS_PORT"
+            ) from None
         port: int = probe.getsockname()[1]
         return port
 

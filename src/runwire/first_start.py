@@ -44,7 +44,13 @@ async def make_first_start(bus: Bus, settings: Settings) -> None:
     with suppress(Conflict):
         await events.append(bus, document, expected=0, event_id=uuid4().hex, unique_id=True)
     await site.first_start_done(bus, plan)
-    log.info("first start: token %s and task %d for chain %d", plan.token.id, SAMPLE_ID, CHAIN, extra={"action": "first_start"})
+    log.info(
+        "first start: token %s and task %d for chain %d",
+        plan.token.id,
+        SAMPLE_ID,
+        CHAIN,
+        extra={"action": "first_start"},
+    )
 
 
 async def _plan(bus: Bus, settings: Settings) -> FirstStart:

@@ -53,7 +53,7 @@ def notify_ready() -> None:
 
 
 def die_with_parent() -> Callable[[], None]:
-    """What a child has to call between fork and exec so that it is killed when its parent dies (Linux; else nothing)."""
+    """What a child calls between fork and exec so that it is killed when its parent dies (Linux; else nothing)."""
     if not sys.platform.startswith("linux"):
         return lambda: None
     libc = ctypes.CDLL(None, use_errno=True)

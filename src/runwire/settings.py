@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         return f"http://{host}:{self.http_port}"
 
     @property
+    def local_url(self) -> str:
+        """Where a process on this machine reaches the adapter, whatever stands before it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http_host, self.http_host)  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.http_port}" if ":" in host else f"http://{host}:{self.http_port}"
+
+    @property
     def read_model_path(self) -> Path:
         """The SQLite file of this adapter."""
         return self.data_dir / "readmodel.db"

@@ -38,7 +38,7 @@ class Child:
 
 
 class Supervisor:
-    """Keeps children alive until :meth:`stop`. ``failed`` names the one that cannot run as configured."""
+    """Keeps children alive until :meth:`stop`."""
 
     def __init__(self) -> None:
         """Without children yet."""
@@ -51,7 +51,9 @@ class Supervisor:
         self._socket.setblocking(False)
         self._socket.bind(self._address)
         self._arrange = die_with_parent()
-        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.failed = asyncio.Event()
+        """Set when a child cannot run as configured; :attr:`culprit` is its name."""
+        self.culprit = ""
         asyncio.get_running_loop().add_reader(self._socket, self._hear)
 
     def start(self, child: Child) -> None:
@@ -105,8 +107,8 @@ class Supervisor:
             if self._stopping:
                 return
             if status == EXIT_SETUP:
-                if not self.failed.done():
-                    self.failed.set_result(child.name)
+                self.culprit = child.name
+                self.failed.set()
                 return
             pause = FIRST_PAUSE if time.monotonic() - began > YOUNG else min(pause * 2, LONGEST_PAUSE)
             log.warning(
@@ -117,7 +119,9 @@ class Supervisor:
     def _hear(self) -> None:
         """A child says that it is ready."""
         with contextlib.suppress(BlockingIOError):
-            words = dict(line.partition("=")[::2] for line in self._socket.recv(4096).decode(errors="replace").split("\n"))
+            words = dict(
+                line.partition("=")[::2] for line in self._socket.recv(4096).decode(errors="replace").split("\n")
+            )
             for child in self._children:
                 if child.process is not None and words.get("MAINPID") == str(child.process.pid):
                     child.ready.set()

@@ -49,14 +49,15 @@ async def _run(settings: Settings, broker: Embedded | None, began: float) -> Non
             embedded.write_private(embedded.running_url_path(settings), broker.url + "\n")
         for child in children:
             supervisor.start(child)
-        stopping = asyncio.ensure_future(stop.wait())
-        ready = asyncio.ensure_future(_announce(settings, broker, children, began))
-        await asyncio.wait({stopping, supervisor.failed}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (ready, stopping):
+        ready = asyncio.create_task(_announce(settings, broker, children, began))
+        stopping = asyncio.create_task(stop.wait())
+        failing = asyncio.create_task(supervisor.failed.wait())
+        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+        for task in (ready, stopping, failing):
             task.cancel()
-        if supervisor.failed.done():
+        if supervisor.failed.is_set():
             await supervisor.stop(["adapter", "worker"], patience=2)
-            raise SetupError(f"the {supervisor.failed.result()} cannot run as configured; its line above says why")
+            raise SetupError(f"the {supervisor.culprit} cannot run as configured; its line above says why")
         print("\nstopping ...", file=sys.stderr, flush=True)
         await supervisor.stop(["adapter", "worker"], patience=settings.grace_seconds + 8)
         await supervisor.stop(["nats-server"], patience=BROKER_PATIENCE)
@@ -108,9 +109,8 @@ def _working_token(settings: Settings) -> str | None:
 
 def _get(settings: Settings, path: str, token: str) -> object | None:
     """What the adapter answers; None: an error."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.http_host, settings.http_host)  # noqa: S104 - compared, not bound
     request = urllib.request.Request(  # noqa: S310 - http to ourselves
-        f"http://{host}:{settings.http_port}{path}", headers={"Authorization": f"Bearer {token}"}
+        f"{settings.local_url}{path}", headers={"Authorization": f"Bearer {token}"}
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -205,5 +205,7 @@ def _bind(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         address = f"{settings.http_host}:{settings.http_port}"
-        raise SetupError(f"cannot listen on {address}: {error.strerror}; set RUNWIRE_HTTP_HOST or RUNWIRE_HTTP_PORT") from None
+        raise SetupError(
+            f"cannot listen on {address}: {error.strerror}; set RUNWIRE_HTTP_HOST or RUNWIRE_HTTP_PORT"
+        ) from None
     return listener

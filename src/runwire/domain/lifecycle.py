@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from runwire.domain.run import Claim, Command, Done, ErrorCode, Failed, Outcome, Run, RunError
+from runwire.domain.run import Claim, Command, ErrorCode, Failed, Outcome, Run, RunError
 from runwire.domain.task import FINAL, Model, RetryPolicy, State, StateCode, Target, Task, whole_seconds
 
 RING = 16
@@ -260,9 +260,7 @@ def lost(document: Document, *, now: datetime) -> Document:
 def still_claimed(document: Document, claim_id: str) -> bool:
     """Whether the claim still holds after somebody else's event, such as an edit of the definition."""
     run = document.run
-    return (
-        document.change is not Change.DELETED and run is not None and not run.is_final and run.claim.id == claim_id
-    )
+    return document.change is not Change.DELETED and run is not None and not run.is_final and run.claim.id == claim_id
 
 
 def delay_before_retry(task: Task, run: Run, failed: Failed) -> float | None:
@@ -274,8 +272,8 @@ def delay_before_retry(task: Task, run: Run, failed: Failed) -> float | None:
         return None
     if failed.retry_after is not None:
         return min(failed.retry_after, LONGEST_BACKOFF)
-    backoff = min(policy.backoff * 2**run.claim.failures, LONGEST_BACKOFF)
-    return backoff * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    backoff: float = policy.backoff * 2.0**run.claim.failures
+    return min(backoff * random.uniform(0.8, 1.2), LONGEST_BACKOFF)  # noqa: S311 - jitter, not a secret
 
 
 def _was_interrupted(claim: Claim) -> int:

@@ -15,7 +15,19 @@ from runwire.domain.task import FINAL, Model, StateCode
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run id looks like, whoever made it: safe in a URL, a header and a bucket key."""
 
-PUBLIC_FIELDS = ("id", "task", "chain", "code", "attempt", "source", "accepted", "started", "finished", "result", "error")
+PUBLIC_FIELDS = (
+    "id",
+    "task",
+    "chain",
+    "code",
+    "attempt",
+    "source",
+    "accepted",
+    "started",
+    "finished",
+    "result",
+    "error",
+)
 
 
 class Source(StrEnum):

@@ -17,12 +17,9 @@ from runwire.http.runs import get_run
 from runwire.http.schemas import ExecuteView, Problem, RunView, TaskBody, TaskView
 from runwire.http.tasks import create_task, get_task, list_tasks
 
-LARGEST_BODY = 256 * 1024
-"""Bytes of a request body."""
-
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-SECURITY = [{"AccessToken": []}]
+SECURITY: list[dict[str, list[str]]] = [{"AccessToken": []}]
 PREFER = {
     "name": "Prefer",
     "in": "header",
@@ -46,7 +43,6 @@ def build_app(lifespan: Lifespan, *, version: str) -> FastAPI:
         version=version,
         summary="Runs tasks on demand over a message bus and answers with what became of them.",
         lifespan=lifespan,
-        max_body_size=LARGEST_BODY,
         redoc_url=None,
         swagger_ui_parameters={"persistAuthorization": True},
     )
@@ -59,7 +55,7 @@ def build_app(lifespan: Lifespan, *, version: str) -> FastAPI:
            parameters=[path_id])  # fmt: skip
     _route(
         app, "POST", "/tasks/{id}/execute", execute,
-        {200: (ExecuteView, "The run has ended: `code` says how."), 202: (ExecuteView, "The wait is over, the run is not.")},
+        {200: (ExecuteView, "The run has ended."), 202: (ExecuteView, "The wait is over, the run is not.")},
         [400, 401, 403, 404, 409, 422, 500, 503],
         parameters=[path_id, PREFER, IDEMPOTENCY_KEY, ON_ERROR],
         headers={200: RUN_HEADERS | TASK_ERROR, 202: RUN_HEADERS | {"Retry-After": {"schema": {"type": "integer"}}}},
@@ -106,6 +102,7 @@ def _route(
     endpoint: Callable[..., Any],
     answers: dict[int, tuple[Any, str]],
     failures: list[int],
+    /,
     *,
     parameters: list[dict[str, Any]] | None = None,
     headers: dict[int, dict[str, Any]] | None = None,
@@ -119,9 +116,7 @@ def _route(
         status: {"model": model, "description": text, "headers": (headers or {}).get(status, {})}
         for status, (model, text) in answers.items()
     }
-    for status in failures:
-        content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        responses[status] = {"description": PROBLEM_TEXTS[status], "content": content}
+    responses |= {status: _problem_answer(status) for status in failures}
     extra: dict[str, Any] = {"security": SECURITY}
     if parameters:
         extra["parameters"] = parameters
@@ -142,6 +137,11 @@ def _route(
     )
 
 
+def _problem_answer(status: int) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {"description": PROBLEM_TEXTS[status], "content": content}
+
+
 def _path(name: str, kind: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": kind}, "description": description}
 
@@ -156,6 +156,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+            if "422" in operation["responses"]:  # FastAPI's own shape of it is not what we answer
+                operation["responses"]["422"] = _problem_answer(422)
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         components["securitySchemes"] = {

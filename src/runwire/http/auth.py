@@ -18,7 +18,14 @@ CACHE_SECONDS = 4.0
 CACHE_SIZE = 10_000
 
 _NOBODY = AccessToken.model_validate(
-    {"id": "", "kind": "privileged", "digest": digest(""), "levels": {}, "active": False, "created": "2026-01-01T00:00:00Z"}
+    {
+        "id": "",
+        "kind": "privileged",
+        "digest": digest(""),
+        "levels": {},
+        "active": False,
+        "created": "2026-01-01T00:00:00Z",
+    }
 )
 """Compared with when the id is unknown, so that the answer takes as long as for a wrong secret."""
 

@@ -118,9 +118,10 @@ async def wait_until(request: Request, end: asyncio.Future[Run | None], deadline
     except TimeoutError:
         if first >= deadline:
             return None
-    hung_up = asyncio.ensure_future(_hung_up(request))
+    hung_up = asyncio.create_task(_hung_up(request))
+    both: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (end, hung_up)
     try:
-        await asyncio.wait({end, hung_up}, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         return await end if end.done() else None
     finally:
         hung_up.cancel()

@@ -42,9 +42,12 @@ RETRY_AFTER = "2"
 """Seconds after which a 503 is worth another try."""
 
 
-def problem(status: int, code: str, title: str, detail: str, request: Request, **extra: Any) -> Response:
-    """A problem details answer; ``extra`` may bring ``headers`` and further members."""
-    headers = extra.pop("headers", {})
+def problem(
+    request: Request, status: int, code: str, title: str, detail: str, extra: dict[str, Any] | None = None
+) -> Response:
+    """A problem details answer; ``extra`` may bring ``headers`` and further members, which win over these."""
+    members = dict(extra or {})
+    headers = members.pop("headers", {})
     body = {
         "type": TYPES + code.replace("_", "-"),
         "title": title,
@@ -52,7 +55,7 @@ def problem(status: int, code: str, title: str, detail: str, request: Request, *
         "detail": detail,
         "instance": request.url.path,
         "code": code,
-        **extra,
+        **members,
     }
     return Response(
         json.dumps(body), status, {"Cache-Control": "no-store", **headers}, media_type="application/problem+json"
@@ -73,7 +76,7 @@ async def _request_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestError):
         raise error
     status, title = TABLE[type(error)]
-    return problem(status, error.code, title, str(error), request, **_extras(error))
+    return problem(request, status, error.code, title, str(error), _extras(error))
 
 
 def _extras(error: RequestError) -> dict[str, Any]:
@@ -83,7 +86,9 @@ def _extras(error: RequestError) -> dict[str, Any]:
             challenge = 'Bearer realm="runwire"' + (', error="invalid_token"' if attempted else "")
             return {"headers": {"WWW-Authenticate": challenge}}
         case errors.Forbidden(needs=needs):
-            return {"headers": {"WWW-Authenticate": f'Bearer realm="runwire", error="insufficient_scope", scope="{needs}"'}}
+            return {
+                "headers": {"WWW-Authenticate": f'Bearer realm="runwire", error="insufficient_scope", scope="{needs}"'}
+            }
         case errors.InvalidFields(errors=complaints):
             return {"errors": [_field(complaint) for complaint in complaints]}
         case errors.TaskBusy(run=run):
@@ -109,12 +114,12 @@ async def _invalid_parameters(request: Request, error: Exception) -> Response:
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself answers: no such path, another method, a body over the limit."""
+    """What the framework itself answers: no such path, another method."""
     if not isinstance(error, HTTPException):
         raise error
     phrase = HTTPStatus(error.status_code).phrase
-    code = "body_too_large" if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else phrase.lower().replace(" ", "_")
-    return problem(error.status_code, code, phrase, str(error.detail), request, headers=dict(error.headers or {}))
+    code = phrase.lower().replace(" ", "_")
+    return problem(request, error.status_code, code, phrase, str(error.detail), {"headers": dict(error.headers or {})})
 
 
 async def _unavailable(request: Request, _error: Exception) -> Response:
@@ -124,4 +129,4 @@ async def _unavailable(request: Request, _error: Exception) -> Response:
 async def _unexpected(request: Request, error: Exception) -> Response:
     """Nobody's business but the log's."""
     log.error("%s %s", request.method, request.url.path, exc_info=error, extra={"action": "unexpected"})
-    return problem(500, "internal", "Internal error", "Something went wrong here; the log knows more.", request)
+    return problem(request, 500, "internal", "Internal error", "Something went wrong here; the log knows more.")

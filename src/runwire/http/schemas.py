@@ -30,7 +30,9 @@ class TargetBody(BaseModel):
     action: Annotated[str, Field(min_length=1, max_length=200, description="Name of the action; may contain spaces.")]
     export_index: Annotated[str, Field(max_length=200, description="For `export`: which dataset.")] | None = None
     export_format: Annotated[Literal["csv", "json"], Field(description="For `export`.")] | None = None
-    campaign: Annotated[int, Field(description="Campaign the task belongs to; lists can be filtered by it.")] | None = None
+    campaign: Annotated[int, Field(description="Campaign the task belongs to; lists can be filtered by it.")] | None = (
+        None
+    )
 
 
 class TriggerBody(BaseModel):

@@ -16,6 +16,7 @@ from runwire.domain.access import AccessLevel, Principal
 from runwire.domain.errors import Conflict, Draining, Forbidden, IdTaken, NotAccepted, TaskNotFound
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.task import StateCode
+from runwire.http.body import read_body
 from runwire.http.execute import FULL, find_task, task_id
 from runwire.http.schemas import json_bytes, parse_task, task_view
 from runwire.http.services import Services, services
@@ -33,7 +34,7 @@ async def create_task(request: Request) -> Response:
     """Create a task: READY. Needs manager."""
     parts = services(request)
     principal = await parts.authenticate(request)
-    body = parse_task(await request.body())
+    body = parse_task(await read_body(request))
     definition = body.definition()
     if not principal.reaches(definition.chain):
         raise Forbidden(f"This token does not reach chain {definition.chain}.", needs="manager")

@@ -134,8 +134,10 @@ async def _is_ours(bus: Bus, chain: int, task: int, run: str, sequence: int) -> 
         message = await bus.js.get_msg(subjects.COMMANDS, seq=sequence)
     except NotFoundError:
         head = await events.load(bus, chain, task, leader=True)
-        return head is not None and head.document.run is not None and (
-            head.document.run.id == run or run in head.document.recent_runs
+        return (
+            head is not None
+            and head.document.run is not None
+            and (head.document.run.id == run or run in head.document.recent_runs)
         )
     return message.subject == subjects.command(chain, task) and run_of(message) == run
 

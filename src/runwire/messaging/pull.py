@@ -8,12 +8,14 @@ so many messages; the broker sends at most that many.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 
 from runwire.messaging.broker import UNAVAILABLE, Bus
 
@@ -32,9 +34,7 @@ class Puller:
     restarted, the consumer deleted): the owner looks after its consumer and calls :meth:`request` again.
     """
 
-    def __init__(
-        self, bus: Bus, *, on_message: Callable[[Msg], None], on_reset: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, bus: Bus, *, on_message: Callable[[Msg], None], on_reset: Callable[[], Awaitable[None]]) -> None:
         self._bus = bus
         self._on_message = on_message
         self._on_reset = on_reset
@@ -55,14 +55,16 @@ class Puller:
         self._spawn(self._watch())
 
     async def stop(self) -> None:
-        """Ask for nothing more and stop listening. What the broker has sent already is dropped."""
+        """Ask for nothing more. What is on its way still reaches ``on_message``. May be called twice."""
         if self.reset in self._bus.on_reconnect:
             self._bus.on_reconnect.remove(self.reset)
         self._generation += 1
         for task in self._tasks:
             task.cancel()
-        if self._subscription is not None and not self._bus.nc.is_closed:
-            await self._subscription.unsubscribe()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with contextlib.suppress(NatsError, TimeoutError):
+                await subscription.drain()
 
     def consume(self, stream: str, consumer: str) -> None:
         """From now on request from this consumer; earlier requests are forgotten."""
@@ -106,7 +108,9 @@ class Puller:
             self.outstanding = max(0, self.outstanding - int(returned))
             await self.request(int(returned))
         elif status != "100":
-            log.debug("requests returned: %s %s", status, headers.get("Description", ""), extra={"action": "pull_reset"})
+            log.debug(
+                "requests returned: %s %s", status, headers.get("Description", ""), extra={"action": "pull_reset"}
+            )
             self._spawn(self._reset_later())
 
     async def _reset_later(self) -> None:

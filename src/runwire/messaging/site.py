@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from pydantic import BaseModel
@@ -24,10 +25,8 @@ class FirstStart(BaseModel):
 async def server_key(bus: Bus) -> bytes:
     """32 random bytes that stay the same for the life of the installation, on every adapter."""
     bucket = await bus.js.key_value(subjects.SETTINGS_BUCKET)
-    try:
+    with suppress(KeyWrongLastSequenceError):  # it was made before, by us or by another adapter
         await bucket.create(SERVER_KEY, secrets.token_bytes(32))
-    except KeyWrongLastSequenceError:
-        pass  # it was made before, by us or by another adapter
     return bytes((await bucket.get(SERVER_KEY)).value or b"")
 
 

@@ -78,9 +78,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             duplicate_window=DUPLICATE_WINDOW,
             allow_direct=True,
         ),
-        stream(
-            subjects.LOGS, subjects.ALL_LOGS, max_msgs_per_subject=LOG_LINES_PER_TASK, max_age=LOG_DAYS * DAY
-        ),
+        stream(subjects.LOGS, subjects.ALL_LOGS, max_msgs_per_subject=LOG_LINES_PER_TASK, max_age=LOG_DAYS * DAY),
         stream(subjects.DEADLETTERS, subjects.ALL_DEADLETTERS, max_age=DEAD_LETTER_DAYS * DAY, allow_direct=True),
         stream(subjects.IDS, subjects.ID_COUNTER, max_msgs_per_subject=1, allow_msg_counter=True),
     ]
@@ -112,7 +110,7 @@ async def provision(bus: Bus, settings: Settings) -> None:
     except APIError as error:
         if error.err_code == INSUFFICIENT_STORAGE:
             raise SetupError(
-                f"the broker's disk has no room for {settings.store_bytes:,} bytes of streams: set RUNWIRE_STORE_BYTES lower"
+                f"the broker's disk has no room for {settings.store_bytes:,} bytes: set RUNWIRE_STORE_BYTES lower"
             ) from None
         raise SetupError(f"the broker refused a stream: {error.description}") from None
 
@@ -145,5 +143,5 @@ async def _ensure_artifacts(bus: Bus, settings: Settings) -> None:
                 ttl=ARTIFACT_DAYS * DAY,
                 max_bytes=settings.store_bytes * ARTIFACTS_SHARE // 100,
                 replicas=settings.nats_replicas,
-            )
+            ),
         )

@@ -78,7 +78,7 @@ class Database:
 async def open_database(path: Path) -> Database:
     """Open the file, create it if need be, and bring its schema up to date. Raises SetupError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
     except OSError as error:
         raise SetupError(f"cannot write the data directory {path.parent}: {error.strerror}") from None
@@ -87,12 +87,15 @@ async def open_database(path: Path) -> Database:
     except OSError:
         lock.close()
         raise SetupError(f"the read model {path} is in use by another runwire process") from None
+    writer, reader = _new_connection(path), _new_connection(path)
     try:
-        writer = await _connect(path)
+        await _prepare(writer)
         await writer.call(_migrate)
-        reader = await _connect(path)
-        await reader.call(lambda connection: connection.execute("PRAGMA query_only = ON"))
+        await _prepare(reader)
+        await reader.execute("PRAGMA query_only = ON")
     except sqlite3.Error as error:
+        await _close(writer)
+        await _close(reader)
         lock.close()
         raise SetupError(f"cannot open the read model {path}: {error}; it can be deleted, it is rebuilt") from None
     return Database(path, lock, writer, reader)
@@ -104,14 +107,25 @@ def remove_database(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-async def _connect(path: Path) -> Connection:
+def _new_connection(path: Path) -> Connection:
+    """A connection that is not open yet. Its thread keeps no process alive: what is committed is on disk."""
     connection = Connection(
         lambda: sqlite3.connect(path, isolation_level=None, cached_statements=256), iter_chunk_size=64
     )
+    connection._thread.daemon = True  # noqa: SLF001 - aiosqlite has no parameter for it
+    return connection
+
+
+async def _prepare(connection: Connection) -> None:
     await connection
     for pragma in PRAGMAS:
         await connection.execute(pragma)
-    return connection
+
+
+async def _close(connection: Connection) -> None:
+    """Close it if it was ever opened."""
+    if connection._connection is not None:  # noqa: SLF001 - aiosqlite has no other way to ask
+        await connection.close()
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

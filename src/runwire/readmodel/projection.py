@@ -66,13 +66,13 @@ def set_position(connection: sqlite3.Connection, stream: str, identity: str, seq
     )
 
 
-def position(connection: sqlite3.Connection, stream: str) -> tuple[str, int]:
+def position(stream: str, connection: sqlite3.Connection) -> tuple[str, int]:
     """(identity of the stream, last sequence that was read); ("", 0) when it never was."""
     row = connection.execute("SELECT identity, sequence FROM position WHERE stream = ?", (stream,)).fetchone()
     return (row[0], row[1]) if row else ("", 0)
 
 
-def clear(connection: sqlite3.Connection, stream: str, *, events: bool) -> None:
+def clear(stream: str, connection: sqlite3.Connection, *, events: bool) -> None:
     """Forget everything that came of a stream: of EVENTS (``events``) or of LOGS."""
     for table in ("task", "run") if events else ("log",):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - one of three names above

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import uuid4
 
 from nats.aio.msg import Msg
@@ -89,9 +90,7 @@ class Projector:
     async def start(self) -> None:
         """Begin to read. Returns when the consumers stand; :attr:`caught_up` says when the rows do."""
         for source in self._sources:
-            source.identity, source.committed = await self._database.read(
-                lambda connection, stream=source.stream: projection.position(connection, stream)
-            )
+            source.identity, source.committed = await self._database.read(partial(projection.position, source.stream))
             source.puller = Puller(self._bus, on_message=self._receiver(source), on_reset=self._resetter(source))
             await source.puller.start()
             await self._open(source)
@@ -134,12 +133,12 @@ class Projector:
 
         return receive
 
-    def _resetter(self, source: Source) -> Callable[[], asyncio.Future[None]]:
+    def _resetter(self, source: Source) -> Callable[[], Awaitable[None]]:
         async def reset() -> None:
             source.stale = True
             self._wake.set()
 
-        return reset  # type: ignore[return-value]
+        return reset
 
     async def _open(self, source: Source) -> None:
         """Make a consumer that begins after the committed position; begin at 1 when the stream is another one."""
@@ -148,9 +147,7 @@ class Projector:
         if identity != source.identity or last < source.committed:
             if source.committed:
                 log.warning("%s is a new stream, rebuilding", source.stream, extra={"action": "rebuild"})
-            await self._database.transact(
-                lambda connection: projection.clear(connection, source.stream, events=source is self._events)
-            )
+            await self._database.transact(partial(projection.clear, source.stream, events=source is self._events))
             self._heads.clear()
             source.identity, source.committed = identity, 0
         source.consumer = f"projector-{uuid4().hex[:12]}"
@@ -201,7 +198,7 @@ class Projector:
             self._settle_late()
             return
         event_records = [record for message in events if (record := _event(message))]
-        log_records = [record for message in logs if (record := _log_line(message))]
+        log_records = [line for message in logs if (line := _log_line(message))]
 
         def apply(connection: sqlite3.Connection) -> None:
             projection.apply_events(connection, event_records, history=self._history)

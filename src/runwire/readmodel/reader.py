@@ -101,7 +101,6 @@ class Reader:
         return Run.model_validate_json(row[0]) if row else None
 
 
-
 def _document_row(connection: sqlite3.Connection, task: int) -> tuple[int, bytes] | None:
     row: tuple[int, bytes] | None = connection.execute(
         "SELECT sequence, document FROM task WHERE id = ?", (task,)

@@ -90,6 +90,7 @@ class Attempt:
 
     @property
     def document(self) -> Document:
+        """The task as it was claimed."""
         return self.head.document
 
 
@@ -192,9 +193,7 @@ class Executor:
         """Append on top of ``head``; None when somebody else was first."""
         event_id = uuid4().hex
         try:
-            sequence = await events.append_surely(
-                self._bus, document, expected=head.sequence, event_id=event_id
-            )
+            sequence = await events.append_surely(self._bus, document, expected=head.sequence, event_id=event_id)
         except Conflict:
             return None
         return Head(document, sequence, event_id)
@@ -273,7 +272,9 @@ class Executor:
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON: {error}")
         if not isinstance(value, dict):
-            return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON object but {type(value).__name__}.")
+            return _failed(
+                ErrorCode.INVALID_RESULT, f"The action's result is no JSON object but {type(value).__name__}."
+            )
         if len(encoded) > LARGEST_RESULT:
             message = f"The action's result has {len(encoded):,} bytes; at most {LARGEST_RESULT:,} can be kept."
             return _failed(ErrorCode.RESULT_TOO_LARGE, message)

@@ -1,0 +1,150 @@
+"""``runwire doctor``: is everything there, and is it well? One line a thing; changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from nats.js.api import StreamConfig, StreamInfo
+from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
+
+from runwire.domain.errors import SetupError
+from runwire.embedded import running_url_path
+from runwire.messaging import streams, subjects
+from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.settings import Settings
+
+FULL = 0.8
+"""Share of a stream's size from which on it is time to act."""
+DECISIVE = (
+    "retention", "discard", "discard_new_per_subject", "max_msgs_per_subject", "allow_msg_schedules", "allow_direct",
+)  # fmt: skip
+"""What a stream must not differ in, or the guarantees do not hold."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, and what was seen."""
+
+    thing: str
+    ok: bool
+    detail: str
+
+
+def run_doctor(settings: Settings) -> bool:
+    """Print the findings; whether all is well."""
+    return asyncio.run(_print_all(settings))
+
+
+async def _print_all(settings: Settings) -> bool:
+    well = True
+    async for finding in _findings(settings):
+        well = well and finding.ok
+        print(f"{finding.thing:<20} {'OK' if finding.ok else 'FAIL':<4}  {finding.detail}", flush=True)
+    return well
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    last_event: int | None = None
+    try:
+        bus = Bus(_where_the_broker_is(settings), "runwire doctor")
+        await bus.connect()
+    except SetupError as error:
+        yield Finding("broker", ok=False, detail=str(error))
+    else:
+        version = bus.nc.connected_server_version
+        number = f"{version.major}.{version.minor}.{version.patch}"
+        yield Finding("broker", ok=True, detail=f"nats-server {number} at {bus.address}")
+        for config in streams.stream_configs(settings):
+            info, finding = await _stream(bus, config)
+            if info is not None and config.name == subjects.EVENTS:
+                last_event = info.state.last_seq
+            yield finding
+        yield await _workers(bus)
+        await bus.nc.close()
+    yield _read_model(settings, last_event)
+    yield await asyncio.to_thread(_adapter, settings)
+
+
+def _where_the_broker_is(settings: Settings) -> Settings:
+    """The configured broker, else the one that `runwire up` runs on this data directory at the moment."""
+    if settings.nats_url is not None:
+        return settings
+    try:
+        url = running_url_path(settings).read_text().strip()
+    except OSError:
+        raise SetupError(f"RUNWIRE_NATS_URL is not set, and no `runwire up` runs on {settings.data_dir}") from None
+    return settings.model_copy(update={"nats_url": url})
+
+
+async def _stream(bus: Bus, wanted: StreamConfig) -> tuple[StreamInfo | None, Finding]:
+    thing = f"stream {wanted.name}"
+    try:
+        info = await bus.js.stream_info(str(wanted.name))
+    except NotFoundError:
+        return None, Finding(thing, ok=False, detail="is missing; an adapter or a worker creates it when it starts")
+    except (*UNAVAILABLE, JetStreamError) as error:
+        return None, Finding(thing, ok=False, detail=f"cannot be read: {error!r}")
+    differing = [name for name in DECISIVE if _value(info.config, name) != _value(wanted, name)]
+    limit = info.config.max_bytes or 0
+    share = info.state.bytes / limit if limit > 0 else 0.0
+    detail = f"{info.state.messages:,} messages, {info.state.bytes:,} bytes ({share:.0%} full)"
+    if differing:
+        detail = f"is not configured as it has to be: {', '.join(differing)}"
+    elif share >= FULL:
+        detail += "; at 85 % nothing new is accepted"
+    return info, Finding(thing, ok=not differing and share < FULL, detail=detail)
+
+
+def _value(config: StreamConfig, name: str) -> str:
+    """A field of a configuration, comparable: not given is the broker's default."""
+    value = getattr(config, name) or ""
+    text = str(getattr(value, "value", value))
+    return "" if text in {"limits", "old"} else text
+
+
+async def _workers(bus: Bus) -> Finding:
+    try:
+        info = await bus.js.consumer_info(subjects.COMMANDS, subjects.WORKERS)
+    except (*UNAVAILABLE, JetStreamError):
+        return Finding("workers", ok=False, detail="their consumer is missing")
+    waiting, busy = info.num_waiting or 0, info.num_ack_pending or 0
+    detail = f"{busy} runs in hand, {info.num_pending or 0} queued"
+    if not waiting and not busy:
+        return Finding("workers", ok=False, detail=f"none is listening; {detail}")
+    return Finding("workers", ok=True, detail=detail)
+
+
+def _read_model(settings: Settings, last_event: int | None) -> Finding:
+    path = settings.read_model_path
+    if not path.exists():
+        return Finding("read model", ok=False, detail=f"{path} is not there yet; the adapter builds it when it starts")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            (tasks,) = connection.execute("SELECT count(*) FROM task").fetchone()
+            row = connection.execute("SELECT sequence FROM position WHERE stream = ?", (subjects.EVENTS,)).fetchone()
+    except sqlite3.Error as error:
+        return Finding("read model", ok=False, detail=f"{path}: {error}; it can be deleted, it is rebuilt")
+    position = row[0] if row else 0
+    behind = "" if last_event is None else f", {max(0, last_event - position):,} behind"
+    return Finding("read model", ok=True, detail=f"{tasks:,} tasks, at event {position:,}{behind}")
+
+
+def _adapter(settings: Settings) -> Finding:
+    url = f"{settings.local_url}/readyz?verbose"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            json.load(answer)
+    except urllib.error.HTTPError as error:
+        return Finding("adapter", ok=False, detail=f"not ready: {error.read(2000).decode(errors='replace')}")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return Finding("adapter", ok=False, detail=f"does not answer at {url}: {getattr(error, 'reason', error)}")
+    return Finding("adapter", ok=True, detail=f"ready at {settings.http_url}")
