@@ -201,15 +201,16 @@ class Runwire:
     def __init__(self, *arguments: str, cwd: Path, **env: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNWIRE_")}
         self.out = cwd / f"{arguments[0]}-{uuid4().hex[:6]}.out"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "runwire", *arguments],
-            cwd=cwd,
-            env={**clean, "PYTHONUNBUFFERED": "1", **env},
-            stdin=subprocess.DEVNULL,
-            stdout=self.out.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "runwire", *arguments],
+                cwd=cwd,
+                env={**clean, "PYTHONUNBUFFERED": "1", **env},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def output(self) -> str:

@@ -52,8 +52,7 @@ class Supervisor:
         self._socket.bind(self._address)
         self._arrange = die_with_parent()
         self.failed = asyncio.Event()
-        """Set when a child cannot run as configured; :attr:`culprit` is its name."""
-        self.culprit = ""
+        """Set when a child cannot run as configured; it has said why."""
         asyncio.get_running_loop().add_reader(self._socket, self._hear)
 
     def start(self, child: Child) -> None:
@@ -82,6 +81,7 @@ class Supervisor:
         self._stopping = True
         for child in self._children:
             _signal(child, signal.SIGKILL)
+        await asyncio.gather(*(_wait(child) for child in self._children))
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -107,7 +107,6 @@ class Supervisor:
             if self._stopping:
                 return
             if status == EXIT_SETUP:
-                self.culprit = child.name
                 self.failed.set()
                 return
             pause = FIRST_PAUSE if time.monotonic() - began > YOUNG else min(pause * 2, LONGEST_PAUSE)

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import runwire
 from runwire import embedded
-from runwire.domain.errors import SetupError
 from runwire.embedded import Embedded
 from runwire.first_start import SAMPLE_ID
+from runwire.process import EXIT_SETUP
 from runwire.settings import Settings
 from runwire.supervisor import Child, Supervisor
 
@@ -57,7 +57,7 @@ async def _run(settings: Settings, broker: Embedded | None, began: float) -> Non
             task.cancel()
         if supervisor.failed.is_set():
             await supervisor.stop(["adapter", "worker"], patience=2)
-            raise SetupError(f"the {supervisor.culprit} cannot run as configured; its line above says why")
+            sys.exit(EXIT_SETUP)  # it has said why
         print("\nstopping ...", file=sys.stderr, flush=True)
         await supervisor.stop(["adapter", "worker"], patience=settings.grace_seconds + 8)
         await supervisor.stop(["nats-server"], patience=BROKER_PATIENCE)

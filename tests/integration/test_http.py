@@ -216,6 +216,13 @@ async def test_a_wait_that_is_over_is_202_and_the_run_can_be_waited_for(live: ht
     assert run.json()["result"] == {"slept": 1.5}
 
 
+async def test_a_run_longer_than_the_first_second_is_waited_for(live: httpx.AsyncClient) -> None:
+    """After a second the wait listens for a caller that hangs up; that must not cost the wait itself."""
+    task = await create(live, target={"action": "sleep", "seconds": 1.4})
+    answer = await live.post(f"/tasks/{task}/execute")
+    assert (answer.status_code, answer.json()["code"]) == (200, "DONE")
+
+
 @pytest.mark.parametrize("prefer", ["wait=soon", "wait=-1", "handling=lenient", ",,;", "wait"])
 async def test_a_preference_that_makes_no_sense_is_ignored(live: httpx.AsyncClient, prefer: str) -> None:
     task = await create(live)

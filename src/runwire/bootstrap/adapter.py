@@ -77,7 +77,7 @@ def serve_adapter(settings: Settings) -> None:
         ),
     )
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what went wrong at the start is raised below
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(SystemExit):
         runner.run(server.serve(sockets=[listener]))
     failure: Exception | None = getattr(app.state, "failure", None)
     if failure is not None:

@@ -111,20 +111,15 @@ async def find_task(parts: Services, principal: Principal, task: int, level: Acc
 async def wait_until(request: Request, end: asyncio.Future[Run | None], deadline: float) -> Run | None:
     """Wait for the end of the run until ``deadline`` (loop time); None: it is over, or the caller has hung up."""
     loop = asyncio.get_running_loop()
-    first = min(deadline, loop.time() + LISTEN_AFTER)
-    try:
-        async with asyncio.timeout_at(first):
-            return await end
-    except TimeoutError:
-        if first >= deadline:
-            return None
-    hung_up = asyncio.create_task(_hung_up(request))
-    both: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (end, hung_up)
-    try:
-        await asyncio.wait(both, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        return await end if end.done() else None
-    finally:
-        hung_up.cancel()
+    await asyncio.wait((end,), timeout=min(deadline - loop.time(), LISTEN_AFTER))
+    if not end.done() and loop.time() < deadline:
+        hung_up = asyncio.create_task(_hung_up(request))
+        both: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (end, hung_up)
+        try:
+            await asyncio.wait(both, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hung_up.cancel()
+    return end.result() if end.done() else None
 
 
 async def _hung_up(request: Request) -> None:

@@ -26,7 +26,7 @@ log = logging.getLogger("runwire.bus")
 
 PING_INTERVAL = 5
 """Seconds between two pings; two unanswered ones close the connection (nats-py's own 120 s is far too long)."""
-CONNECT_TIMEOUT = 10
+CONNECT_TIMEOUT = 5
 """Seconds a starting process tries to reach the broker."""
 REQUEST_TIMEOUT = 5.0
 """Seconds a request to JetStream may take. When they are over the outcome is unknown, not negative."""
