@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import httpx
 import uvicorn
+from nats.js.errors import NotFoundError
 
 from runwire import embedded
 from runwire.app import App
@@ -25,7 +26,7 @@ from runwire.bootstrap.adapter import adapter_app
 from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.task import Target
-from runwire.messaging import codec, events, streams, subjects
+from runwire.messaging import codec, events, subjects
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from runwire.worker.actions.builtin import builtin_actions
@@ -107,7 +108,9 @@ async def adapter(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
         await eventually(lambda: server.started or serving.done(), what="adapter started")
         if serving.done():
             raise getattr(app.state, "failure", None) or AssertionError("the adapter did not start")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.http_port}", headers=HEADERS, timeout=60) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{settings.http_port}", headers=HEADERS, timeout=60
+        ) as http:
             http.services = app.state.services  # type: ignore[attr-defined]
             yield http
     finally:
@@ -165,7 +168,7 @@ async def history(bus: Bus, *, task: int = 1, chain: int = CHAIN) -> list[Docume
     for sequence in range(max(1, info.state.first_seq), info.state.last_seq + 1):
         try:
             message = await bus.js.get_msg(subjects.EVENTS, sequence)
-        except Exception:
+        except NotFoundError:
             continue
         if message.subject.startswith(f"tasks.evt.{chain}.{task}."):
             found.append(codec.decode(message.data))
@@ -191,7 +194,7 @@ async def queue_is_empty(bus: Bus) -> bool:
 async def dead_letters(bus: Bus, *, chain: int = CHAIN, task: int = 1):
     try:
         return await bus.js.get_msg(subjects.DEADLETTERS, subject=f"tasks.dlq.{chain}.{task}")
-    except Exception:
+    except NotFoundError:
         return None
 
 
@@ -271,5 +274,3 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
-
-

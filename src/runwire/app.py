@@ -129,4 +129,6 @@ def _parameters_of(name: str, handler: Handler) -> TypeAdapter[Any]:
         annotation = get_type_hints(handler).get(arguments[0], dict[str, Any])
         return TypeAdapter(annotation)
     except (NameError, PydanticUserError) as error:
-        raise SetupError(f"action {name!r}: its first argument must be a pydantic model at module level: {error}") from None
+        raise SetupError(
+            f"action {name!r}: its first argument must be a pydantic model at module level: {error}"
+        ) from None

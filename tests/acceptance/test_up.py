@@ -83,7 +83,8 @@ async def test_the_printed_curl_line_works_and_ctrl_c_leaves_nothing_behind(tmp_
         curl = re.search(r"^ +(curl .*)$", output, re.MULTILINE)[1]
         answer = subprocess.run(["bash", "-c", f"{curl} --silent"], capture_output=True, text=True, check=True)
         assert re.fullmatch(
-            r'\{"code":"DONE","last_run_date":"[^"]+Z","last_modified":"[^"]+Z","created_date":"[^"]+Z"\}', answer.stdout
+            r'\{"code":"DONE","last_run_date":"[^"]+Z","last_modified":"[^"]+Z","created_date":"[^"]+Z"\}',
+            answer.stdout,
         )
         children = service.up.children()
         assert set(children) == {"nats-server", "adapter", "worker"}
@@ -298,8 +299,15 @@ async def test_a_service_on_the_bus_can_do_nothing_else(tmp_path: Path) -> None:
         url = (tmp_path / "data/bus.url").read_text().strip()
         bus = await nats.connect(url, error_cb=remember)
         js = bus.jetstream(timeout=0.5)
-        for subject in ("tasks.cmd.99.1.execute", "tasks.evt.1764.12345.done", "$JS.API.STREAM.INFO.EVENTS", "tasks.log.1764.1"):
-            with pytest.raises((nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError)):
+        for subject in (
+            "tasks.cmd.99.1.execute",
+            "tasks.evt.1764.12345.done",
+            "$JS.API.STREAM.INFO.EVENTS",
+            "tasks.log.1764.1",
+        ):
+            with pytest.raises(
+                (nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError)
+            ):
                 await js.publish(subject, b"{}")
         assert len([error for error in errors if "permissions violation for publish" in error.lower()]) == 4
         # A forged reply subject does not make the broker write an event.
@@ -308,7 +316,7 @@ async def test_a_service_on_the_bus_can_do_nothing_else(tmp_path: Path) -> None:
         state = (await service.http.get("/tasks/12345")).json()
         assert (state["state"]["code"], state["version"]) == ("READY", 1)
         await bus.close()
-        with pytest.raises(Exception, match="(?i)authorization violation"):
+        with pytest.raises(Exception, match=r"(?i)authorization violation"):
             await nats.connect(re.sub(r":[^:@]+@", ":wrong@", url), allow_reconnect=False)
 
 
@@ -402,13 +410,15 @@ async def test_faststream_and_uvicorn_run_the_same_apps(tmp_path: Path) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNWIRE_")}
         worker = subprocess.Popen(
             [ROOT / ".venv/bin/faststream", "run", "--factory", "runwire.bootstrap.worker:worker_app"],
-            cwd=tmp_path, env=clean | env | {"RUNWIRE_NATS_URL": url}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            cwd=tmp_path, env=clean | env | {"RUNWIRE_NATS_URL": url},
+            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         port = free_port()
         data = {"RUNWIRE_DATA_DIR": str(tmp_path / "second")}
         adapter = subprocess.Popen(
             [ROOT / ".venv/bin/uvicorn", "--factory", "runwire.bootstrap.adapter:adapter_app", "--port", str(port)],
-            cwd=tmp_path, env=clean | env | data | {"RUNWIRE_NATS_URL": url}, stderr=subprocess.DEVNULL,
+            cwd=tmp_path, env=clean | env | data | {"RUNWIRE_NATS_URL": url},
+            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         try:
 

@@ -17,9 +17,7 @@ from tests.support import CHAIN, Broker, ended, history, lifecycle_now, make_tas
 
 
 def claim(document: Document, run: str = "r1") -> Document:
-    command = Command(
-        chain=CHAIN, task=1, run=run, source=Source.BUS, accepted=lifecycle_now(), sequence=1, delivery=1
-    )
+    command = Command(chain=CHAIN, task=1, run=run, source=Source.BUS, accepted=lifecycle_now(), sequence=1, delivery=1)
     return lifecycle.claim(document, command, claim_id=uuid4().hex, now=lifecycle_now())
 
 

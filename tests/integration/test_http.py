@@ -282,9 +282,7 @@ async def test_a_run_that_became_impossible_answers_404_at_once(
         is_problem(await asyncio.wait_for(calling, 10), 404, "task_not_found")
 
 
-async def test_a_run_from_the_bus_and_one_from_http_are_the_same_kind_of_run(
-    live: httpx.AsyncClient, bus: Bus
-) -> None:
+async def test_a_run_from_the_bus_and_one_from_http_are_the_same_kind_of_run(live: httpx.AsyncClient, bus: Bus) -> None:
     task = await create(live)
     await publish_command(bus, "from-the-bus", task=task)
     await ended(bus, "from-the-bus", task=task)
@@ -317,7 +315,7 @@ async def test_nobody_waits_any_more_when_all_calls_are_over(live: httpx.AsyncCl
 
 async def test_a_caller_that_hangs_up_is_not_waited_for(http: httpx.AsyncClient, settings: Settings) -> None:
     task = await create(http)
-    reader, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
     head = f"POST /tasks/{task}/execute HTTP/1.1\r\nHost: x\r\nAuthorization: {HEADERS['Authorization']}\r\n\r\n"
     writer.write(head.encode())
     await eventually(lambda: len(http.services.waiters) == 1)
@@ -338,9 +336,7 @@ async def test_a_draining_adapter_answers_its_waiting_calls_with_202(http: httpx
     assert (await http.get("/livez")).status_code == 200
 
 
-async def test_a_broker_that_is_away_is_503_with_retry_after(
-    http: httpx.AsyncClient, broker: Broker
-) -> None:
+async def test_a_broker_that_is_away_is_503_with_retry_after(http: httpx.AsyncClient, broker: Broker) -> None:
     task = await create(http)
     broker.kill()
     await eventually(lambda: not http.services.bus.is_connected)
@@ -361,9 +357,7 @@ async def test_a_nearly_full_event_stream_takes_nothing_new(http: httpx.AsyncCli
     is_problem(await http.post("/tasks", json=BODY), 503, "not_accepted")
 
 
-async def test_more_waiting_calls_than_allowed_get_202_at_once(
-    settings: Settings, bus: Bus
-) -> None:
+async def test_more_waiting_calls_than_allowed_get_202_at_once(settings: Settings, bus: Bus) -> None:
     async with adapter(settings.model_copy(update={"max_waiters": 2})) as http:
         ids = [await create(http) for _ in range(3)]
         first = asyncio.create_task(http.post(f"/tasks/{ids[0]}/execute"))
@@ -441,9 +435,7 @@ async def test_ids_come_from_the_counter_and_skip_those_that_are_taken(http: htt
         ({"id": 2**60}, "/id"),
     ],
 )
-async def test_invalid_fields_are_pointed_at(
-    http: httpx.AsyncClient, change: dict[str, object], pointer: str
-) -> None:
+async def test_invalid_fields_are_pointed_at(http: httpx.AsyncClient, change: dict[str, object], pointer: str) -> None:
     problem = is_problem(await http.post("/tasks", json=BODY | change), 422, "invalid_fields")
     assert pointer in [error["pointer"] for error in problem["errors"]]
 
@@ -511,7 +503,12 @@ async def test_log_entries_are_paged_from_the_newest(live: httpx.AsyncClient) ->
 )
 async def test_without_a_valid_token_nothing_is_told(http: httpx.AsyncClient, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization is not None else {}
-    for method, path in (("POST", "/tasks/12345/execute"), ("GET", "/tasks"), ("GET", "/tasks/12345"), ("POST", "/tasks")):
+    for method, path in (
+        ("POST", "/tasks/12345/execute"),
+        ("GET", "/tasks"),
+        ("GET", "/tasks/12345"),
+        ("POST", "/tasks"),
+    ):
         async with httpx.AsyncClient(base_url=http.base_url) as anonymous:
             answer = await anonymous.request(method, path, headers=headers)
         is_problem(answer, 401, "unauthenticated")
@@ -583,9 +580,7 @@ async def test_no_such_path_and_no_such_method_are_problems(http: httpx.AsyncCli
     assert answer.headers["allow"]
 
 
-async def test_an_unexpected_error_is_told_neutrally(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unexpected_error_is_told_neutrally(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret detail")
 

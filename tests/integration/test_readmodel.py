@@ -25,7 +25,17 @@ from runwire.readmodel.projector import Projector
 from runwire.readmodel.reader import Reader, TaskFilter
 from runwire.readmodel.waiters import Waiters
 from runwire.settings import Settings
-from tests.support import CHAIN, Broker, connected, ended, eventually, make_task, publish_command, queue_is_empty, worker
+from tests.support import (
+    CHAIN,
+    Broker,
+    connected,
+    ended,
+    eventually,
+    make_task,
+    publish_command,
+    queue_is_empty,
+    worker,
+)
 
 
 class Model:
@@ -55,7 +65,9 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
     with sqlite3.connect(path) as connection:
         found = {
             "task": connection.execute("SELECT * FROM task ORDER BY id").fetchall(),
-            "run": connection.execute("SELECT task, id, code, sequence, document FROM run ORDER BY sequence").fetchall(),
+            "run": connection.execute(
+                "SELECT task, id, code, sequence, document FROM run ORDER BY sequence"
+            ).fetchall(),
             "log": connection.execute("SELECT * FROM log ORDER BY task, sequence").fetchall(),
             "position": connection.execute("SELECT * FROM position ORDER BY stream").fetchall(),
         }
@@ -201,9 +213,7 @@ async def test_whoever_waits_is_woken_with_what_the_next_read_shows(bus: Bus, ap
         assert len(model.waiters) == 0
 
 
-async def test_a_completion_faster_than_anybody_can_wait_is_not_missed(
-    bus: Bus, app: App, settings: Settings
-) -> None:
+async def test_a_completion_faster_than_anybody_can_wait_is_not_missed(bus: Bus, app: App, settings: Settings) -> None:
     """The waiter is registered before the command is published, so 200 of 200 are woken."""
     await make_task(bus)
     async with read_model(bus, settings) as model, worker(bus, app, settings):

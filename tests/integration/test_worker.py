@@ -67,7 +67,9 @@ async def logs_of(bus: Bus, task: int = 1) -> list[str]:
     return [codec.decode_log(line.data).message for line in lines if line.subject == f"tasks.log.{CHAIN}.{task}"]
 
 
-async def test_a_run_ends_as_done_with_its_result_and_its_command_is_gone(bus: Bus, app: App, settings: Settings) -> None:
+async def test_a_run_ends_as_done_with_its_result_and_its_command_is_gone(
+    bus: Bus, app: App, settings: Settings
+) -> None:
     @app.action("greet")
     async def greet(params: Greeting, ctx: runwire.Context) -> dict[str, str]:
         return {"text": f"Hello {params.name}", "run": ctx.run_id}
@@ -174,7 +176,7 @@ async def test_what_an_action_raises_becomes_error_with_a_log_entry(bus: Bus, ap
         (lambda: runwire.Fail("out_of_stock", "nothing left"), "out_of_stock"),
         (lambda: runwire.Retry("later"), "handler_error"),
         (lambda: SystemExit(3), "handler_error"),
-        (lambda: asyncio.CancelledError(), "handler_error"),
+        (asyncio.CancelledError, "handler_error"),
         (lambda: TimeoutError("its own"), "handler_error"),
     ],
 )
@@ -333,7 +335,9 @@ async def test_a_command_whose_subject_names_no_task_becomes_a_dead_letter(
         await eventually(lambda: queue_is_empty(bus))
 
 
-async def test_an_unknown_action_ends_as_error_after_a_wait_that_is_told(bus: Bus, app: App, settings: Settings) -> None:
+async def test_an_unknown_action_ends_as_error_after_a_wait_that_is_told(
+    bus: Bus, app: App, settings: Settings
+) -> None:
     await make_task(bus, "bulk issue rewards")
     async with worker(bus, app, settings):
         await publish_command(bus, "r1")
@@ -466,9 +470,7 @@ async def test_an_old_delivery_of_a_finished_command_does_nothing(bus: Bus, app:
             await publish_command(bus, f"r{number}")
             await ended(bus, f"r{number}")
             await eventually(lambda: queue_is_empty(bus))
-    stale = Command(
-        chain=CHAIN, task=1, run="r0", source=Source.BUS, accepted=lifecycle_now(), sequence=1, delivery=1
-    )
+    stale = Command(chain=CHAIN, task=1, run="r0", source=Source.BUS, accepted=lifecycle_now(), sequence=1, delivery=1)
     assert isinstance(await Executor(bus, app, settings).execute(stale), Silence)
     assert finals(await history(bus)).count("r0") == 1
 

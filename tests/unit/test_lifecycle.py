@@ -28,16 +28,12 @@ BOOM = Failed(RunError(code="handler_error", message="boom"), retryable=True)
 
 
 def new_task(**fields: object) -> Document:
-    definition = Definition(
-        chain=1764, desc="d", target=Target.model_validate({"action": "a"}), trigger={}, **fields
-    )
+    definition = Definition(chain=1764, desc="d", target=Target.model_validate({"action": "a"}), trigger={}, **fields)
     return lifecycle.create(definition, 7, NOW)
 
 
 def command(run: str = "r1", *, sequence: int = 1, delivery: int = 1) -> Command:
-    return Command(
-        chain=1764, task=7, run=run, source=Source.HTTP, accepted=NOW, sequence=sequence, delivery=delivery
-    )
+    return Command(chain=1764, task=7, run=run, source=Source.HTTP, accepted=NOW, sequence=sequence, delivery=delivery)
 
 
 def decide(document: Document | None, asked: Command, *, now: datetime = NOW, verified: bool = False):
@@ -185,9 +181,7 @@ def test_the_backoff_doubles_and_stays_below_a_day() -> None:
     for delivery in range(2, 9):
         delay = lifecycle.delay_before_retry(document.task, document.run, BOOM)
         delays.append(delay)
-        document = claimed(
-            lifecycle.retry(document, BOOM, delay=delay, now=NOW, log_seq=0), command(delivery=delivery)
-        )
+        document = claimed(lifecycle.retry(document, BOOM, delay=delay, now=NOW, log_seq=0), command(delivery=delivery))
     assert 1.2 < delays[1] / delays[0] < 3.1
     assert max(delays) == lifecycle.LONGEST_BACKOFF
 
