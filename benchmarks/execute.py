@@ -50,7 +50,7 @@ def main(
     warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds before each measurement.")] = 0.5,
     rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured; medians are shown.")] = 3,
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="One round of 1 s: a first look, in 20 s.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One round of 1 s: a first look, in about 25 s.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")] = None,
 ) -> None:
     """Measure POST /tasks/{id}/execute: runs per second, latency and CPU per run, beside the floor of this machine."""

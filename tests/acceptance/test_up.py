@@ -402,6 +402,16 @@ async def test_a_wrong_broker_password_is_told_in_one_line(tmp_path: Path) -> No
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
+async def test_an_adapter_that_is_still_connecting_can_be_stopped(tmp_path: Path) -> None:
+    with socket.socket() as silent:  # accepts, and never says a word
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        adapter = Runwire("adapter", cwd=tmp_path, **environment(RUNWIRE_NATS_URL=url))
+        await eventually(lambda: (tmp_path / "data/readmodel.db").exists())
+        assert await adapter.stop(signal.SIGTERM, within=3) != 0
+
+
 async def test_faststream_and_uvicorn_run_the_same_apps(tmp_path: Path) -> None:
     env = environment(RUNWIRE_NATS_PORT=str(free_port()))
     async with running(tmp_path, **env) as service:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
 
 from runwire import __version__
 from runwire.domain.errors import SetupError, TaskNotFound, Undecodable
 from runwire.first_start import make_first_start
 from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
-from runwire.http.services import Services
+from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.process import notify_ready
@@ -90,6 +93,12 @@ class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Before anything is served there is nothing to drain: end at once. A read model half built goes on later."""
+        if not self.started:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
@@ -174,21 +183,28 @@ async def _watch_pressure(services: Services) -> None:
     """Look at how full the streams are, for as long as the adapter runs."""
     while True:
         with suppress(*UNAVAILABLE, JetStreamError):
-            shares = {}
-            for stream in (subjects.EVENTS, subjects.COMMANDS):
-                info = await services.bus.js.stream_info(stream)
-                limit = info.config.max_bytes or 0
-                shares[stream] = info.state.bytes / limit if limit > 0 else 0.0
-            fullest = max(shares, key=lambda stream: shares[stream])
-            services.pressure.fullest, services.pressure.share = fullest, shares[fullest]
-            services.pressure.events = shares[subjects.EVENTS]
+            services.pressure = await _pressure(services.bus)
         await asyncio.sleep(PRESSURE_INTERVAL)
+
+
+async def _pressure(bus: Bus) -> Pressure:
+    shares: dict[str, float] = {}
+    for stream in (subjects.EVENTS, subjects.COMMANDS):
+        try:
+            info = await bus.js.stream_info(stream)
+        except NotFoundError:
+            return Pressure(missing=f"{stream} is missing")
+        limit = info.config.max_bytes or 0
+        shares[stream] = info.state.bytes / limit if limit > 0 else 0.0
+    fullest = max(shares, key=lambda stream: shares[stream])
+    return Pressure(fullest, shares[fullest], shares[subjects.EVENTS])
 
 
 def _checks(services: Services, projector: Projector) -> dict[str, str | None]:
     """The readiness checks and what is wrong with each."""
     return {
         "broker": None if services.bus.is_connected else "not connected",
+        "streams": services.pressure.missing,
         "projector": None if projector.is_running else "stopped",
         "read_model": projector.trouble,
         "draining": "stopping" if services.draining else None,

@@ -24,6 +24,8 @@ class Pressure:
     """How full it is, 0 to 1."""
     events: float = 0.0
     """How full EVENTS is, 0 to 1."""
+    missing: str | None = None
+    """A stream that is not there, though it has to be."""
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -26,6 +28,8 @@ from runwire.readmodel.reader import TaskFilter
 
 TRIES = 5
 """How often an event whose storing was not confirmed is sent again."""
+LONGEST_LAG = 10.0
+"""Seconds the answer to a create waits for this adapter's read model to hold the task."""
 LONGEST_LEAP = 4096
 """Ids skipped at once where users have chosen a stretch of ids themselves."""
 
@@ -44,7 +48,9 @@ async def create_task(request: Request) -> Response:
     if parts.pressure.events >= FULL:
         raise NotAccepted("The event stream is nearly full; nothing was stored.")
     document, sequence = await _store(parts, definition, body.id)
-    await parts.milestones.wait(sequence)
+    with suppress(TimeoutError):  # a read model that lags makes the answer late, not wrong: the task is stored
+        async with asyncio.timeout(LONGEST_LAG):
+            await parts.milestones.wait(sequence)
     task = document.task
     return Response(
         json_bytes(task_view(task, [])),

@@ -105,7 +105,8 @@ def run_of_command(message_headers: Mapping[str, str] | None, payload: bytes, se
     except ValidationError:
         body = CommandBody()
     known = {name.lower(): value for name, value in (message_headers or {}).items()}
-    return _run_id(body, known, sequence)
+    run = _run_id(body, known, sequence)
+    return run if RUN_ID.fullmatch(run) else f"bus-{sequence}"
 
 
 def encode_log(entry: LogEntry) -> bytes:

@@ -80,6 +80,7 @@ async def open_database(path: Path) -> Database:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
+        path.touch(mode=0o600)  # holds what tenants wrote; SQLite gives its other files the same mode
     except OSError as error:
         raise SetupError(f"cannot write the data directory {path.parent}: {error.strerror}") from None
     try:
