@@ -408,7 +408,7 @@ async def test_an_adapter_that_is_still_connecting_can_be_stopped(tmp_path: Path
         silent.listen()
         url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
         adapter = Runwire("adapter", cwd=tmp_path, **environment(RUNWIRE_NATS_URL=url))
-        await eventually(lambda: (tmp_path / "data/readmodel.db").exists())
+        await eventually((tmp_path / "data/readmodel.db").exists)
         assert await adapter.stop(signal.SIGTERM, within=3) != 0
 
 

@@ -77,17 +77,7 @@ class Database:
 
 async def open_database(path: Path) -> Database:
     """Open the file, create it if need be, and bring its schema up to date. Raises SetupError."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-        path.touch(mode=0o600)  # holds what tenants wrote; SQLite gives its other files the same mode
-    except OSError as error:
-        raise SetupError(f"cannot write the data directory {path.parent}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise SetupError(f"the read model {path} is in use by another runwire process") from None
+    lock = _lock(path)
     writer, reader = _new_connection(path), _new_connection(path)
     try:
         await _prepare(writer)
@@ -100,6 +90,22 @@ async def open_database(path: Path) -> Database:
         lock.close()
         raise SetupError(f"cannot open the read model {path}: {error}; it can be deleted, it is rebuilt") from None
     return Database(path, lock, writer, reader)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Keep other processes off the file for as long as the lock is open. Raises SetupError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+        path.touch(mode=0o600)  # holds what tenants wrote; SQLite gives its other files the same mode
+    except OSError as error:
+        raise SetupError(f"cannot write the data directory {path.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise SetupError(f"the read model {path} is in use by another runwire process") from None
+    return lock
 
 
 def remove_database(path: Path) -> None:
