@@ -14,8 +14,7 @@ from uuid import uuid4
 from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest, new_credential, parse_credential
 from runwire.domain.errors import Conflict
-from runwire.domain.lifecycle import Definition
-from runwire.domain.task import Target
+from runwire.domain.sample import CHAIN, SAMPLE, SAMPLE_ID
 from runwire.embedded import write_private
 from runwire.messaging import events, site, tokens
 from runwire.messaging.broker import Bus
@@ -23,15 +22,6 @@ from runwire.messaging.site import FirstStart
 from runwire.settings import Settings
 
 log = logging.getLogger("runwire.adapter")
-
-CHAIN, SAMPLE_ID = 1764, 12345
-
-SAMPLE = Definition(
-    chain=CHAIN,
-    desc="Sample: exports this chain's run history as CSV",
-    target=Target.model_validate({"action": "export", "export_index": "runs", "export_format": "csv"}),
-    trigger={},
-)
 
 
 async def make_first_start(bus: Bus, settings: Settings) -> None:

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import runwire
 from runwire import embedded
+from runwire.domain.sample import SAMPLE_ID
 from runwire.embedded import Embedded
-from runwire.first_start import SAMPLE_ID
 from runwire.process import EXIT_SETUP
 from runwire.settings import Settings
 from runwire.supervisor import Child, Supervisor

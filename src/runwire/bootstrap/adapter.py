@@ -71,6 +71,7 @@ def serve_adapter(settings: Settings) -> None:
         uvicorn.Config(
             app,
             http="httptools",
+            proxy_headers=False,  # nobody here asks where a call came from
             ws="none",
             access_log=False,
             log_config=None,

@@ -26,7 +26,7 @@ def whole_seconds(instant: datetime) -> datetime:
 class Model(BaseModel):
     """Base of what crosses a boundary: immutable, and silent about fields of newer versions."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)  # built when first used: a quick start
 
 
 class StateCode(StrEnum):

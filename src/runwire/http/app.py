@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.routing import Route
 
 from runwire.http import problems
 from runwire.http.execute import execute
@@ -44,6 +45,7 @@ def build_app(lifespan: Lifespan, *, version: str) -> FastAPI:
         summary="Runs tasks on demand over a message bus and answers with what became of them.",
         lifespan=lifespan,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks into the environment at every call
         swagger_ui_parameters={"persistAuthorization": True},
     )
     problems.install(app)
@@ -62,6 +64,9 @@ def build_app(lifespan: Lifespan, *, version: str) -> FastAPI:
     )  # fmt: skip
     _route(app, "GET", "/tasks/{id}/runs/{run}", get_run, {200: (RunView, "The run.")}, [400, 401, 403, 404, 503],
            parameters=[path_id, _path("run", "string", "Id of the run."), PREFER])  # fmt: skip
+    # The same endpoint for everybody but the documentation: FastAPI's way to an endpoint costs more CPU than all
+    # that execute does in this process (measured: 160 to 215 us of it against 25 to 50 us).
+    app.router.routes.insert(0, Route("/tasks/{id}/execute", execute, methods=["POST"]))
     app.add_api_route("/livez", livez, methods=["GET"], tags=["health"], summary="Alive")
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"], summary="Ready")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -220,7 +220,7 @@ def json_bytes(value: Any) -> bytes:
 
 def instant(value: datetime | None) -> str | None:
     """A UTC time as the API writes it."""
-    return None if value is None else f"{value:%Y-%m-%dT%H:%M:%SZ}"
+    return None if value is None else value.isoformat()[:19] + "Z"
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:

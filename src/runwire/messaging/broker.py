@@ -18,6 +18,7 @@ from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+from nats.js.kv import KeyValue
 
 from runwire.domain.errors import BrokerUnreachable, SetupError
 from runwire.settings import Settings
@@ -60,6 +61,7 @@ class Bus:
         self.url = settings.nats_url
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._last_error: Exception | None = None
+        self._buckets: dict[str, KeyValue] = {}
         self.broker = NatsBroker(
             self.url.split(","),
             name=name,
@@ -86,6 +88,12 @@ class Bus:
         # FastStream's own callback raises on an authorisation error; in a reconnection that would end the client.
         self.nc._error_cb = self._on_error  # noqa: SLF001
         self.js = self.nc.jetstream(timeout=REQUEST_TIMEOUT)
+
+    async def bucket(self, name: str) -> KeyValue:
+        """A key-value bucket; looked up once. Raises one of UNAVAILABLE."""
+        if name not in self._buckets:
+            self._buckets[name] = await self.js.key_value(name)
+        return self._buckets[name]
 
     @property
     def address(self) -> str:

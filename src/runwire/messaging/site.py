@@ -24,7 +24,7 @@ class FirstStart(BaseModel):
 
 async def server_key(bus: Bus) -> bytes:
     """32 random bytes that stay the same for the life of the installation, on every adapter."""
-    bucket = await bus.js.key_value(subjects.SETTINGS_BUCKET)
+    bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
     with suppress(KeyWrongLastSequenceError):  # it was made before, by us or by another adapter
         await bucket.create(SERVER_KEY, secrets.token_bytes(32))
     return bytes((await bucket.get(SERVER_KEY)).value or b"")
@@ -32,7 +32,7 @@ async def server_key(bus: Bus) -> bytes:
 
 async def first_start(bus: Bus, plan: FirstStart) -> FirstStart:
     """The one plan of the installation's first start: ``plan``, unless there has been one before."""
-    bucket = await bus.js.key_value(subjects.SETTINGS_BUCKET)
+    bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
     try:
         await bucket.create(FIRST_START, plan.model_dump_json().encode())
     except KeyWrongLastSequenceError:
@@ -42,7 +42,7 @@ async def first_start(bus: Bus, plan: FirstStart) -> FirstStart:
 
 async def first_start_seen(bus: Bus) -> FirstStart | None:
     """How the first start went; None: there has been none."""
-    bucket = await bus.js.key_value(subjects.SETTINGS_BUCKET)
+    bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
     try:
         return FirstStart.model_validate_json((await bucket.get(FIRST_START)).value or b"")
     except KeyNotFoundError:
@@ -51,5 +51,5 @@ async def first_start_seen(bus: Bus) -> FirstStart | None:
 
 async def first_start_done(bus: Bus, plan: FirstStart) -> None:
     """Nothing of the first start is left to do."""
-    bucket = await bus.js.key_value(subjects.SETTINGS_BUCKET)
+    bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
     await bucket.put(FIRST_START, plan.model_copy(update={"done": True}).model_dump_json().encode())

@@ -11,7 +11,7 @@ from runwire.messaging.broker import Bus
 
 async def get(bus: Bus, token_id: str) -> AccessToken | None:
     """The token with this id; None: there is none. Raises one of UNAVAILABLE."""
-    bucket = await bus.js.key_value(subjects.TOKENS_BUCKET)
+    bucket = await bus.bucket(subjects.TOKENS_BUCKET)
     try:
         entry = await bucket.get(token_id)
     except KeyNotFoundError:
@@ -21,7 +21,7 @@ async def get(bus: Bus, token_id: str) -> AccessToken | None:
 
 async def create(bus: Bus, token: AccessToken) -> bool:
     """Store a new token; False: one with this id exists and was left as it is."""
-    bucket = await bus.js.key_value(subjects.TOKENS_BUCKET)
+    bucket = await bus.bucket(subjects.TOKENS_BUCKET)
     try:
         await bucket.create(token.id, token.model_dump_json().encode())
     except KeyWrongLastSequenceError:

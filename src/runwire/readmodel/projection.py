@@ -32,11 +32,15 @@ class LogRecord:
 
 def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord], *, history: int) -> None:
     """Bring the rows up to date with these events, in stream order. ``history``: ended runs kept per task and code."""
-    for record in records:
+    batch = list(records)
+    last = {record.document.task.id: record.sequence for record in batch}
+    for record in batch:
+        task = record.document.task.id
         if record.document.change is Change.DELETED:
-            _delete_task(connection, record.document.task.id)
+            _delete_task(connection, task)
             continue
-        _upsert_task(connection, record)
+        if record.sequence == last[task]:
+            _upsert_task(connection, record)
         run = record.document.run
         if run is not None and run.code in FINAL and record.document.change is Change.CONCLUDED:
             _add_run(connection, run, record.sequence, history)
@@ -100,18 +104,16 @@ def _upsert_task(connection: sqlite3.Connection, record: EventRecord) -> None:
 
 def _add_run(connection: sqlite3.Connection, run: Run, sequence: int, history: int) -> None:
     code = run.code.value
-    if connection.execute("SELECT 1 FROM run WHERE task = ? AND id = ?", (run.task, run.id)).fetchone():
-        return
-    (ordinal,) = connection.execute(
-        "SELECT coalesce(max(ordinal), 0) + 1 FROM run WHERE task = ? AND code = ?", (run.task, code)
+    added = connection.execute(
+        "INSERT INTO run (task, id, code, sequence, ordinal, document) VALUES (?1, ?2, ?3, ?4, "
+        "(SELECT coalesce(max(ordinal), 0) + 1 FROM run WHERE task = ?1 AND code = ?3), ?5) "
+        "ON CONFLICT (task, id) DO NOTHING RETURNING ordinal",
+        (run.task, run.id, code, sequence, run.model_dump_json().encode()),
     ).fetchone()
-    connection.execute(
-        "INSERT INTO run (task, id, code, sequence, ordinal, document) VALUES (?, ?, ?, ?, ?, ?)",
-        (run.task, run.id, code, sequence, ordinal, run.model_dump_json().encode()),
-    )
-    connection.execute(
-        "DELETE FROM run WHERE task = ? AND code = ? AND ordinal <= ?", (run.task, code, ordinal - history)
-    )
+    if added is not None and added[0] > history:
+        connection.execute(
+            "DELETE FROM run WHERE task = ? AND code = ? AND ordinal <= ?", (run.task, code, added[0] - history)
+        )
 
 
 def _delete_task(connection: sqlite3.Connection, task: int) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import secrets
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
 
 from pydantic import JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
@@ -43,6 +44,8 @@ LONGEST_ERROR = 1000
 """Characters of an error's message inside the document."""
 ROUNDS = 10
 """How often a lost race for the claim is followed by another look at the task."""
+HINTS = 10_000
+"""Tasks whose last event a worker remembers."""
 WAIT_FOR_ACTION = 0.5
 """Seconds before a command with an unknown action is offered again, to this worker or another."""
 
@@ -103,7 +106,7 @@ class _HandedBack(Exception):
 
 
 class Executor:
-    """Carries out commands. Holds no state between two of them."""
+    """Carries out commands. Holds no state between two of them but hints, which the fence checks."""
 
     def __init__(self, bus: Bus, app: App, settings: Settings, *, clock: Callable[[], datetime] = _now) -> None:
         """``clock`` tells the time in UTC."""
@@ -111,6 +114,7 @@ class Executor:
         self._actions = app.actions
         self._settings = settings
         self._clock = clock
+        self._hints: OrderedDict[tuple[int, int], Head] = OrderedDict()
         self._acting: set[asyncio.Task[object]] = set()
         self._handing_back = False
 
@@ -124,8 +128,7 @@ class Executor:
         """Do what the command asks for, as far as it is still to be done. Raises one of UNAVAILABLE, or Undecodable."""
         verified = False
         for _ in range(ROUNDS):
-            head = await events.load(self._bus, command.chain, command.task)
-            decision = self._decide(head, command, verified=verified)
+            head, decision = await self._look(command, verified=verified)
             if isinstance(decision, lifecycle.Reject):  # nothing fences this one off: only on the leader's word
                 head = await events.load(self._bus, command.chain, command.task, leader=True)
                 decision = self._decide(head, command, verified=verified)
@@ -154,6 +157,20 @@ class Executor:
                         return await self._carry_out(attempt)
         return Later(1.0)
 
+    async def _look(self, command: Command, *, verified: bool) -> tuple[Head | None, lifecycle.Decision]:
+        """The task's last event and what to do about the command.
+
+        What this worker itself wrote last is believed as far as beginning a run goes: if it is not the last
+        event any more the claim is refused, and the next look asks the stream.
+        """
+        hint = self._hints.pop((command.chain, command.task), None)
+        if hint is not None:
+            decision = self._decide(hint, command, verified=verified)
+            if isinstance(decision, lifecycle.Begin):
+                return hint, decision
+        head = await events.load(self._bus, command.chain, command.task)
+        return head, self._decide(head, command, verified=verified)
+
     def _decide(self, head: Head | None, command: Command, *, verified: bool) -> lifecycle.Decision:
         return lifecycle.decide(
             head.document if head else None,
@@ -181,7 +198,7 @@ class Executor:
 
     async def _claim(self, head: Head, command: Command) -> Attempt | None:
         """Append INPROGRESS; None when somebody else was first."""
-        claim_id = uuid4().hex
+        claim_id = secrets.token_hex(16)
         document = lifecycle.claim(head.document, command, claim_id=claim_id, now=self._clock())
         claimed = await self._try_append(head, document)
         if claimed is None or document.run is None:
@@ -191,7 +208,7 @@ class Executor:
 
     async def _try_append(self, head: Head, document: Document) -> Head | None:
         """Append on top of ``head``; None when somebody else was first."""
-        event_id = uuid4().hex
+        event_id = secrets.token_hex(16)
         try:
             sequence = await events.append_surely(self._bus, document, expected=head.sequence, event_id=event_id)
         except Conflict:
@@ -326,19 +343,26 @@ class Executor:
     async def _append_own(self, attempt: Attempt, following: Callable[[Document], Document]) -> bool:
         """Append the successor of the claim, also over an edit of the definition; False: the claim is lost."""
         head = attempt.head
-        event_id = uuid4().hex
+        event_id = secrets.token_hex(16)
         while True:
+            document = following(head.document)
             try:
-                await events.append_surely(
-                    self._bus, following(head.document), expected=head.sequence, event_id=event_id
-                )
+                sequence = await events.append_surely(self._bus, document, expected=head.sequence, event_id=event_id)
             except Conflict:
                 newer = await self._load_surely(attempt.run)
                 if newer is None or not lifecycle.still_claimed(newer.document, attempt.run.claim.id):
                     return False
                 head = newer
             else:
+                self._hint(Head(document, sequence, event_id))
                 return True
+
+    def _hint(self, head: Head) -> None:
+        """Remember what was written last about a task."""
+        task = head.document.task
+        self._hints[task.chain, task.id] = head
+        if len(self._hints) > HINTS:
+            self._hints.popitem(last=False)
 
     async def _load_surely(self, run: Run) -> Head | None:
         while True:
