@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
 
 from runwire.domain import lifecycle
 from runwire.domain.errors import Undecodable
@@ -15,6 +16,7 @@ from runwire.domain.lifecycle import Definition
 from runwire.domain.run import RUN_ID, Source
 from runwire.domain.task import MAX_ID, Target
 from runwire.messaging import codec, subjects
+from runwire.messaging.broker import parse_headers
 
 NOW = datetime(2026, 5, 26, 14, 35, 0, 123_456, tzinfo=UTC)
 ids = st.integers(min_value=1, max_value=MAX_ID)
@@ -83,6 +85,19 @@ def test_any_body_of_a_command_is_a_command_or_undecodable(payload: bytes) -> No
         assert str(undecodable)
     else:
         assert RUN_ID.fullmatch(command.run)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20))).map(
+            lambda pairs: b"".join(f"{name}:{value}\r\n".encode() for name, value in pairs)
+        ),
+        st.from_regex(rb"\A([A-Za-z -]{0,9}: ?[a-z ]{0,9}\r\n){0,9}\Z"),
+    )
+)
+def test_headers_are_read_as_nats_py_reads_them(raw: bytes) -> None:
+    assert parse_headers(raw) == Client._parse_header_lines(raw)
 
 
 @pytest.mark.parametrize(

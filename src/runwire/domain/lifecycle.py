@@ -216,7 +216,6 @@ def conclude(document: Document, outcome: Outcome, *, now: datetime, log_seq: in
             "result": None if isinstance(outcome, Failed) else outcome.result,
             "error": outcome.error if isinstance(outcome, Failed) else None,
             "log_seq": max(log_seq, run.log_seq),
-            "claim": run.claim.model_copy(update={"retry_at": None}),
         }
     )
     return _next(document, ended, Change.CONCLUDED, now)

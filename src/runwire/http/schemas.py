@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic_core import to_json
 
 from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields, MalformedBody
 from runwire.domain.lifecycle import Definition
@@ -215,7 +215,7 @@ def ended_view(run: Run, created: datetime) -> dict[str, Any]:
 
 def json_bytes(value: Any) -> bytes:
     """A JSON-ready value as UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return to_json(value)
 
 
 def instant(value: datetime | None) -> str | None:

@@ -37,17 +37,19 @@ class CommandBody(BaseModel):
 
 
 def event_headers(document: Document, event_id: str, at: datetime) -> dict[str, str]:
-    """The CloudEvents attributes of an event, and its ``Nats-Msg-Id``. ``at`` is when it happened."""
+    """The CloudEvents attributes of an event. ``at`` is when it happened.
+
+    No ``Nats-Msg-Id``: the fence stores an event once, whoever repeats it.
+    """
     task = document.task
     code = "deleted" if document.change is Change.DELETED else task.state.code.value.lower()
     headers = {
         "ce-specversion": "1.0",
-        "ce-id": event_id,
+        subjects.EVENT_ID: event_id,
         "ce-source": f"/chains/{task.chain}/tasks/{task.id}",
         "ce-type": f"dev.runwire.task.{code}.v1",
-        "ce-time": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "ce-time": f"{at.replace(tzinfo=None).isoformat(timespec='microseconds')}Z",
         "ce-datacontenttype": "application/json",
-        subjects.MSG_ID: event_id,
     }
     if document.run is not None:
         headers["ce-subject"] = document.run.id

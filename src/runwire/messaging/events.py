@@ -110,7 +110,7 @@ def _head(message: RawStreamMsg) -> Head:
     return Head(
         document=codec.decode(message.data or b""),
         sequence=message.seq or 0,
-        event_id=headers.get(subjects.MSG_ID, ""),
+        event_id=headers.get(subjects.EVENT_ID, ""),
     )
 
 

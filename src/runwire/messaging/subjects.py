@@ -40,6 +40,9 @@ EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 INCREMENT = "Nats-Incr"
 
+EVENT_ID = "ce-id"
+"""The CloudEvents attribute that tells events apart; by it a writer recognises its own."""
+
 # Headers of ours, on commands and dead letters.
 RUN_ID = "Run-Id"
 RUN_SOURCE = "Run-Source"

@@ -23,6 +23,7 @@ PRAGMAS = (
     "PRAGMA journal_mode = WAL",  # readers never wait for the projector
     "PRAGMA synchronous = NORMAL",  # a power cut may undo the last commits, never tear them; they are read again
     "PRAGMA busy_timeout = 5000",
+    "PRAGMA wal_autocheckpoint = 4000",  # pages: 16 MB between two of them
     "PRAGMA temp_store = MEMORY",
     "PRAGMA cache_size = -65536",  # 64 MiB
     "PRAGMA trusted_schema = OFF",

@@ -86,6 +86,14 @@ def clear(stream: str, connection: sqlite3.Connection, *, events: bool) -> None:
 def _upsert_task(connection: sqlite3.Connection, record: EventRecord) -> None:
     task = record.document.task
     campaign = task.target.parameters.get("campaign")
+    campaign = campaign if isinstance(campaign, int) else None
+    unchanged = connection.execute(  # what the indexes hold, as most of the time: then they are left alone
+        "UPDATE task SET sequence = ?, document = ? "
+        "WHERE id = ? AND chain = ? AND code = ? AND action = ? AND campaign IS ?",
+        (record.sequence, record.payload, task.id, task.chain, task.state.code.value, task.target.action, campaign),
+    )
+    if unchanged.rowcount:
+        return
     connection.execute(
         "INSERT INTO task (id, chain, sequence, code, action, campaign, document) VALUES (?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (id) DO UPDATE SET chain = excluded.chain, sequence = excluded.sequence, code = excluded.code, "
@@ -96,7 +104,7 @@ def _upsert_task(connection: sqlite3.Connection, record: EventRecord) -> None:
             record.sequence,
             task.state.code.value,
             task.target.action,
-            campaign if isinstance(campaign, int) else None,
+            campaign,
             record.payload,
         ),
     )
