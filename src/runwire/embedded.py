@@ -37,7 +37,10 @@ class Embedded:
 def prepare(settings: Settings) -> Embedded:
     """Everything the broker needs, in the data directory. Raises SetupError."""
     folder = settings.data_dir / "nats"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"cannot write {folder}: {error.strerror}") from None
     port = _port(settings)
     password, bus_password = secrets.token_urlsafe(24), _bus_password(settings) or secrets.token_urlsafe(24)
     log_path = folder / "nats-server.log"

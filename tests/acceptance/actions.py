@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -14,10 +15,11 @@ app = runwire.App()
 
 
 class Probe(BaseModel):
-    """Leave a line in ``file``, then wait."""
+    """Leave a line in ``file``, then wait; ``block``: without letting anybody else do anything meanwhile."""
 
     file: Path
     seconds: float = 0
+    block: bool = False
 
 
 @app.action("probe")
@@ -26,5 +28,8 @@ async def probe(params: Probe, ctx: runwire.Context) -> dict[str, int]:
     descriptor = os.open(params.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(descriptor, f"{ctx.run_id} {ctx.attempt} {os.getpid()}\n".encode())
     os.close(descriptor)
-    await asyncio.sleep(params.seconds)
+    if params.block and ctx.attempt == 1:
+        time.sleep(params.seconds)  # noqa: ASYNC251 - the mistake that is tested
+    else:
+        await asyncio.sleep(params.seconds)
     return {"attempt": ctx.attempt, "pid": os.getpid()}

@@ -40,8 +40,8 @@ class Running:
         self.up, self.env, self.http, self.cwd = up, env, http, cwd
         self.trace = cwd / "trace"
 
-    async def probe_task(self, seconds: float = 0) -> int:
-        target = {"action": "probe", "file": str(self.trace), "seconds": seconds}
+    async def probe_task(self, seconds: float = 0, *, block: bool = False) -> int:
+        target = {"action": "probe", "file": str(self.trace), "seconds": seconds, "block": block}
         answer = await self.http.post("/tasks", json={"chain": 1764, "desc": "probe", "target": target, "trigger": {}})
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
@@ -178,6 +178,26 @@ async def test_a_worker_frozen_past_ack_wait_and_woken_is_fenced(tmp_path: Path)
             assert (run_["code"], run_["attempt"]) == ("DONE", 2)
             assert run_["result"]["pid"] == second.process.pid
             await service.up.says("run fenced")
+        finally:
+            second.kill()
+
+
+async def test_an_action_that_blocks_its_worker_is_taken_over_and_its_late_result_dropped(tmp_path: Path) -> None:
+    async with running(tmp_path, "--app", APP) as service:
+        url = (tmp_path / "data/broker.url").read_text().strip()
+        second = Runwire("worker", "--app", APP, cwd=tmp_path, **service.env, RUNWIRE_NATS_URL=url)
+        try:
+            await second.says("worker ready")
+            task = await service.probe_task(seconds=4, block=True)
+            answer = await service.http.post(f"/tasks/{task}/execute")
+            run_ = (await service.http.get(answer.headers["location"])).json()
+            assert (run_["code"], run_["attempt"]) == ("DONE", 2)
+            (first, _), (other, attempt) = [(line[2], line[1]) for line in service.executions()]
+            assert (run_["result"], attempt) == ({"attempt": 2, "pid": int(other)}, "2")
+            assert first != other
+            await eventually(lambda: "run fenced" in service.up.output + second.output)
+            state = (await service.http.get(f"/tasks/{task}")).json()
+            assert (state["state"]["code"], state["version"]) == ("DONE", 4)
         finally:
             second.kill()
 

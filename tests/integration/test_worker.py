@@ -17,7 +17,7 @@ from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Change
 from runwire.domain.run import Command, Done, Source
 from runwire.domain.task import RetryPolicy, StateCode
-from runwire.messaging import codec, deadletters, events
+from runwire.messaging import codec, deadletters, events, streams
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from tests.support import (
@@ -403,6 +403,61 @@ async def test_a_run_whose_workers_always_die_ends_as_attempts_exhausted(
     async with worker(bus, app, settings):
         ended_document = await ended(bus, "r1")
     assert ended_document.run.error.code == "attempts_exhausted"
+
+
+async def test_a_command_whose_worker_died_before_the_claim_goes_to_another(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    await make_task(bus)
+    await publish_command(bus, "r1")
+    dead = await bus.js.pull_subscribe_bind("workers", "COMMANDS")
+    await dead.fetch(1, timeout=5)  # and never a word again
+    async with worker(bus, app, settings):
+        document = await ended(bus, "r1", within=settings.ack_wait + 5)
+    assert (document.run.attempt, document.run.claim.delivery) == (1, 2)
+
+
+async def test_a_command_whose_worker_died_after_the_last_event_is_acknowledged_without_running(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    gate = Gate(app)
+    created = await make_task(bus, "gate")
+    await publish_command(bus, "r1")
+    command = Command(
+        chain=CHAIN, task=1, run="r1", source=Source.BUS, accepted=lifecycle_now(), sequence=1, delivery=1
+    )
+    working = lifecycle.claim(created, command, claim_id="dead", now=lifecycle_now())
+    await events.append(bus, working, expected=1, event_id="claim")
+    await events.append(bus, lifecycle.conclude(working, Done(None), now=lifecycle_now()), expected=2, event_id="end")
+    async with worker(bus, app, settings):
+        await eventually(lambda: queue_is_empty(bus))
+    assert gate.begun == 0
+    assert len(await history(bus)) == 3
+
+
+async def test_a_remembered_event_that_is_out_of_date_costs_another_look_and_nothing_else(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    """A worker believes what it wrote last about a task; meanwhile another worker ran it, and it was edited."""
+    await make_task(bus)
+    async with worker(bus, app, settings) as first:
+        await publish_command(bus, "r1")
+        await ended(bus, "r1")
+        await eventually(lambda: queue_is_empty(bus))
+        head = await events.load(bus, CHAIN, 1)
+        task = head.document.task.model_copy(update={"desc": "edited"})
+        await events.append(
+            bus, head.document.model_copy(update={"task": task}), expected=head.sequence, event_id="edit"
+        )
+        assert first._executor._hints[CHAIN, 1].sequence == head.sequence
+        await publish_command(bus, "r2")
+        document = await ended(bus, "r2")
+    assert (document.run.code, document.run.attempt, document.task.desc) == ("DONE", 1, "edited")
+
+
+async def test_a_changed_ack_wait_is_taken_over_at_the_next_start(bus: Bus, settings: Settings) -> None:
+    await streams.provision(bus, settings.model_copy(update={"ack_wait": 7.0}))
+    assert (await bus.js.consumer_info("COMMANDS", "workers")).config.ack_wait == 7.0
 
 
 async def test_a_run_left_behind_without_a_command_is_ended_as_lost_and_the_next_one_runs(
