@@ -243,6 +243,23 @@ async def test_a_result_larger_than_a_message_is_kept_as_a_file(bus: Bus, app: A
     assert len(await artifacts.get(bus, f"{CHAIN}/1/r1/Result-1.json")) == 3_000_011
 
 
+async def test_a_result_that_finds_no_room_is_an_error_and_the_run_still_ends(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    @app.action("large")
+    async def large(params: dict[str, object], ctx: runwire.Context) -> dict[str, str]:
+        return {"text": "x" * 500_000}
+
+    info = await bus.js.stream_info("OBJ_runwire-artifacts")
+    await bus.js.update_stream(info.config.evolve(max_bytes=200_000))
+    await make_task(bus, "large")
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r1")
+        error = (await ended(bus, "r1")).run.error
+    assert error.code == "result_too_large"
+    assert "could not be stored" in error.message
+
+
 async def test_a_huge_error_message_is_cut(bus: Bus, app: App, settings: Settings) -> None:
     @app.action("loud")
     async def loud(params: dict[str, object], ctx: runwire.Context) -> None:

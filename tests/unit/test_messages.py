@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
@@ -96,6 +96,9 @@ def test_any_body_of_a_command_is_a_command_or_undecodable(payload: bytes) -> No
         st.from_regex(rb"\A([A-Za-z -]{0,9}: ?[a-z ]{0,9}\r\n){0,9}\Z"),
     )
 )
+@example(b"\x1c:")
+@example(b"a\x1cb: c\r\n : d\r\n:e")
+@example(b"\xc3\xa4: b\r\nno colon\r\na b: c")
 def test_headers_are_read_as_nats_py_reads_them(raw: bytes) -> None:
     assert parse_headers(raw) == Client._parse_header_lines(raw)
 

@@ -116,7 +116,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     bus = Bus(settings, "runwire adapter")
     await bus.connect()
     stack.push_async_callback(bus.broker.stop)
-    await _provision(bus, settings)
+    await bus.until_available(lambda: streams.provision(bus, settings))
+    await bus.until_available(lambda: make_first_start(bus, settings))
     heads, waiters = Heads(), Waiters(settings.max_waiters)
     projector = await start_projector(bus, database, heads, waiters, settings)
     stack.push_async_callback(projector.stop)
@@ -152,20 +153,6 @@ async def start_projector(
             done, target = projector.progress
             log.info("reading events: %d of %d", done, target, extra={"action": "catching_up"})
     return projector
-
-
-async def _provision(bus: Bus, settings: Settings) -> None:
-    """Streams, and what the first start brings; while the broker is coming up this is tried again."""
-    for attempt in range(50):
-        try:
-            await streams.provision(bus, settings)
-            await make_first_start(bus, settings)
-        except UNAVAILABLE as error:
-            log.info("waiting for JetStream: %r", error, extra={"action": "provision_waits"})
-            await asyncio.sleep(min(0.1 * 2**attempt, 1.0))
-        else:
-            return
-    raise SetupError(f"JetStream at {bus.address} does not answer")
 
 
 def _watch_dead_letters(services: Services) -> None:

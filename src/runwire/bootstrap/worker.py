@@ -9,9 +9,8 @@ import uvloop
 from faststream import FastStream
 
 from runwire.app import App, load_app
-from runwire.domain.errors import SetupError
 from runwire.messaging import streams
-from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.broker import Bus
 from runwire.process import notify_ready
 from runwire.settings import Settings, load
 from runwire.worker.actions.builtin import builtin_actions
@@ -32,7 +31,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     @worker.on_startup
     async def connect() -> None:
         await bus.connect()
-        await _provision(bus, chosen)
+        await bus.until_available(lambda: streams.provision(bus, chosen))
 
     @worker.after_startup
     async def begin() -> None:
@@ -58,15 +57,3 @@ def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT. Raises SetupError when that is not possible."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(worker_app(settings).run(log_level=logging.CRITICAL))
-
-
-async def _provision(bus: Bus, settings: Settings) -> None:
-    for attempt in range(50):
-        try:
-            await streams.provision(bus, settings)
-        except UNAVAILABLE as error:
-            log.info("waiting for JetStream: %r", error, extra={"action": "provision_waits"})
-            await asyncio.sleep(min(0.1 * 2**attempt, 1.0))
-        else:
-            return
-    raise SetupError(f"JetStream at {bus.address} does not answer")

@@ -29,6 +29,8 @@ PING_INTERVAL = 5
 """Seconds between two pings; two unanswered ones close the connection (nats-py's own 120 s is far too long)."""
 CONNECT_TIMEOUT = 5
 """Seconds a starting process tries to reach the broker."""
+COMING_UP = 60
+"""Seconds JetStream may take to answer after the broker does: a large store is read first."""
 REQUEST_TIMEOUT = 5.0
 """Seconds a request to JetStream may take. When they are over the outcome is unknown, not negative."""
 
@@ -90,6 +92,18 @@ class Bus:
         self.nc._parse_header_lines = parse_headers  # type: ignore[method-assign]  # noqa: SLF001 - as below
         self.js = self.nc.jetstream(timeout=REQUEST_TIMEOUT)
 
+    async def until_available(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something that may be done twice, for as long as JetStream is only coming up. Raises SetupError."""
+        deadline = asyncio.get_running_loop().time() + COMING_UP
+        while True:
+            try:
+                return await work()
+            except UNAVAILABLE as error:
+                log.info("waiting for JetStream: %r", error, extra={"action": "waiting"})
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BrokerUnreachable(f"JetStream at {self.address} does not answer") from None
+                await asyncio.sleep(0.2)
+
     async def bucket(self, name: str) -> KeyValue:
         """A key-value bucket; looked up once. Raises one of UNAVAILABLE."""
         if name not in self._buckets:
@@ -128,7 +142,9 @@ def parse_headers(raw: bytes) -> dict[str, str]:
     headers = {}
     for line in raw.split(b"\r\n"):
         name, colon, value = line.partition(b":")
-        words = name.split()
-        if colon and name.isascii() and len(words) <= 1:
-            headers[words[0].decode() if words else ""] = value.strip().decode("utf-8", "replace")
+        if not colon or not name.isascii():
+            continue
+        key = name.strip().decode()
+        if not key or key.split() == [key]:
+            headers[key] = value.strip().decode("utf-8", "replace")
     return headers

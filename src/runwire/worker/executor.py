@@ -8,40 +8,29 @@ worker owns the run as long as no newer event of the task says otherwise: it fin
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import secrets
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
-from pydantic import JsonValue, ValidationError
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
-
-from runwire import artifacts
-from runwire.app import App, Context
+from runwire.app import App
 from runwire.domain import lifecycle
-from runwire.domain.errors import Conflict, Fail, Retry
+from runwire.domain.errors import Conflict
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import Command, Done, ErrorCode, Failed, Outcome, Run, RunError
+from runwire.domain.run import Command, Failed, Outcome, Run
 from runwire.domain.task import LogLevel
 from runwire.messaging import commands, events
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import Head
 from runwire.settings import Settings
+from runwire.worker.acting import Actor, HandedBack
 from runwire.worker.runlog import RunLog
 
 log = logging.getLogger("runwire.worker")
 
-INLINE_RESULT = 4 * 1024
-"""Bytes of JSON a result may have inside the document; a larger one becomes a file."""
-LARGEST_RESULT = 64 * 1024 * 1024
-"""Bytes of JSON a result may have at all."""
-LONGEST_ERROR = 1000
-"""Characters of an error's message inside the document."""
 ROUNDS = 10
 """How often a lost race for the claim is followed by another look at the task."""
 HINTS = 10_000
@@ -101,28 +90,20 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class _HandedBack(Exception):
-    """The worker is being stopped, and the action with it."""
-
-
 class Executor:
     """Carries out commands. Holds no state between two of them but hints, which the fence checks."""
 
     def __init__(self, bus: Bus, app: App, settings: Settings, *, clock: Callable[[], datetime] = _now) -> None:
         """``clock`` tells the time in UTC."""
         self._bus = bus
-        self._actions = app.actions
+        self._actor = Actor(bus, app, settings, clock=clock)
         self._settings = settings
         self._clock = clock
         self._hints: OrderedDict[tuple[int, int], Head] = OrderedDict()
-        self._acting: set[asyncio.Task[object]] = set()
-        self._handing_back = False
 
     def hand_back(self) -> None:
         """Stop the actions that are running now; their runs go back to the broker, for another worker to begin."""
-        self._handing_back = True
-        for task in self._acting:
-            task.cancel()
+        self._actor.hand_back()
 
     async def execute(self, command: Command) -> Disposition:
         """Do what the command asks for, as far as it is still to be done. Raises one of UNAVAILABLE, or Undecodable."""
@@ -183,9 +164,8 @@ class Executor:
     # --- claim ---------------------------------------------------------------------------------------
 
     def _must_wait_for_action(self, head: Head, command: Command) -> bool:
-        unknown = head.document.task.target.action not in self._actions
         waited = (self._clock() - command.accepted).total_seconds()
-        return unknown and waited < self._settings.action_wait
+        return not self._actor.knows(head.document.task) and waited < self._settings.action_wait
 
     async def _wait_for_action(self, head: Head, command: Command) -> Disposition:
         """Another worker may know the action, or one that is being rolled out. Says so in the logs, once."""
@@ -215,94 +195,14 @@ class Executor:
             return None
         return Head(document, sequence, event_id)
 
-    # --- act -----------------------------------------------------------------------------------------
+    # --- act and conclude ------------------------------------------------------------------------------
 
     async def _carry_out(self, attempt: Attempt) -> Disposition:
         try:
-            outcome = await self._act(attempt)
-        except _HandedBack:
+            outcome = await self._actor.act(attempt.document.task, attempt.run, attempt.log)
+        except HandedBack:
             return await self._release(attempt)
         return await self._conclude(attempt, outcome)
-
-    async def _act(self, attempt: Attempt) -> Outcome:
-        """Run the action under the task's timeout; whatever happens comes back as an outcome."""
-        task = attempt.document.task
-        action = self._actions.get(task.target.action)
-        if action is None:
-            waited = self._settings.action_wait
-            return _failed(
-                ErrorCode.UNKNOWN_ACTION, f"No worker knew the action {task.target.action!r} within {waited:g} s."
-            )
-        try:
-            parameters = action.parameters.validate_python(task.target.parameters)
-        except ValidationError as invalid:
-            return _failed(ErrorCode.INVALID_PARAMETERS, _complaints(invalid))
-        context = Context(
-            run_id=attempt.run.id,
-            attempt=attempt.run.attempt,
-            deadline=self._clock() + timedelta(seconds=task.timeout),
-            task=task.id,
-            chain=task.chain,
-            filters=task.filters,
-            write_log=attempt.log.write,
-        )
-        try:
-            async with asyncio.timeout(task.timeout) as limit:
-                result = await self._interruptible(action.handler(parameters, context))
-        except _HandedBack:
-            raise
-        except Fail as fail:
-            return _failed(fail.code, str(fail))
-        except Retry as retry:
-            return _failed(ErrorCode.HANDLER_ERROR, str(retry), retryable=True, after=retry.after)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
-            if limit.expired():
-                return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)
-            attempt.log.write(LogLevel.DEBUG, "".join(traceback.format_exception(error)))
-            return _failed(ErrorCode.HANDLER_ERROR, f"{type(error).__name__}: {error}", retryable=True)
-        return await self._keep_result(attempt, result)
-
-    async def _interruptible(self, action: Awaitable[object]) -> object:
-        """Await the action; :meth:`hand_back` ends it with _HandedBack, whatever else ends it is its own doing."""
-        task = asyncio.current_task()
-        if task is None or self._handing_back:
-            raise _HandedBack
-        self._acting.add(task)
-        try:
-            return await action
-        except asyncio.CancelledError as cancelled:
-            if self._handing_back:
-                raise _HandedBack from None
-            if task.cancelling():  # the timeout
-                raise
-            raise RuntimeError("the action was cancelled from within") from cancelled
-        finally:
-            self._acting.discard(task)
-
-    async def _keep_result(self, attempt: Attempt, result: object) -> Outcome:
-        """The result as it goes into the document: small JSON objects as they are, larger ones as a file."""
-        if result is None:
-            return Done(None)
-        try:
-            value: JsonValue = to_jsonable_python(result)
-            encoded = to_json(value)
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
-            return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON: {error}")
-        if not isinstance(value, dict):
-            return _failed(
-                ErrorCode.INVALID_RESULT, f"The action's result is no JSON object but {type(value).__name__}."
-            )
-        if len(encoded) > LARGEST_RESULT:
-            message = f"The action's result has {len(encoded):,} bytes; at most {LARGEST_RESULT:,} can be kept."
-            return _failed(ErrorCode.RESULT_TOO_LARGE, message)
-        if len(encoded) <= INLINE_RESULT:
-            return Done(value)
-        file = f"Result-{attempt.run.task}.json"
-        name = artifacts.object_name(attempt.run.chain, attempt.run.task, attempt.run.id, file)
-        await artifacts.put(self._bus, name, io.BytesIO(encoded))
-        return Done({"file": file, "bytes": len(encoded)})
-
-    # --- conclude ------------------------------------------------------------------------------------
 
     async def _conclude(self, attempt: Attempt, outcome: Outcome) -> Disposition:
         """Append how the attempt ended: the run's last event, or the wait for its next try."""
@@ -370,19 +270,6 @@ class Executor:
                 return await events.load(self._bus, run.chain, run.task, leader=True)
             except UNAVAILABLE:
                 await asyncio.sleep(0.2)
-
-
-def _failed(code: str, message: str, *, retryable: bool = False, after: float | None = None) -> Failed:
-    text = message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}..."
-    return Failed(RunError(code=str(code), message=text), retryable=retryable, retry_after=after)
-
-
-def _complaints(invalid: ValidationError) -> str:
-    """What is wrong with an action's parameters, in one line."""
-    return "; ".join(
-        f"/target/{'/'.join(str(part) for part in error['loc'])}: {error['msg']}"
-        for error in invalid.errors(include_url=False, include_context=False, include_input=False)[:10]
-    )
 
 
 def _summary(outcome: Outcome) -> str:

@@ -1,0 +1,167 @@
+"""One attempt's action: called with validated parameters and a context, under a timeout; its end is a value."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import traceback
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+from nats.js.errors import APIError
+from nats.js.errors import Error as JetStreamError
+from pydantic import JsonValue, ValidationError
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+
+from runwire import artifacts
+from runwire.app import App, Context
+from runwire.domain.errors import Fail, Retry
+from runwire.domain.run import Done, ErrorCode, Failed, Outcome, Run, RunError
+from runwire.domain.task import LogLevel, Task
+from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.events import STREAM_FULL
+from runwire.settings import Settings
+from runwire.worker.runlog import RunLog
+
+INLINE_RESULT = 4 * 1024
+"""Bytes of JSON a result may have inside the document; a larger one becomes a file."""
+LARGEST_RESULT = 64 * 1024 * 1024
+"""Bytes of JSON a result may have at all."""
+LONGEST_ERROR = 1000
+"""Characters of an error's message inside the document."""
+
+
+class HandedBack(Exception):
+    """The worker is being stopped, and the action with it."""
+
+
+class Actor:
+    """Calls actions, and can stop those that are running."""
+
+    def __init__(self, bus: Bus, app: App, settings: Settings, *, clock: Callable[[], datetime]) -> None:
+        """``clock`` tells the time in UTC."""
+        self._bus = bus
+        self._actions = app.actions
+        self._settings = settings
+        self._clock = clock
+        self._acting: set[asyncio.Task[object]] = set()
+        self._handing_back = False
+
+    def knows(self, task: Task) -> bool:
+        """Whether there is such an action here."""
+        return task.target.action in self._actions
+
+    def hand_back(self) -> None:
+        """Stop the actions that are running now, and begin no other."""
+        self._handing_back = True
+        for task in self._acting:
+            task.cancel()
+
+    async def act(self, task: Task, run: Run, line_log: RunLog) -> Outcome:
+        """Run the task's action under its timeout; whatever happens comes back as an outcome.
+
+        Raises HandedBack when the worker is being stopped, and nothing else.
+        """
+        action = self._actions.get(task.target.action)
+        if action is None:
+            waited = self._settings.action_wait
+            return _failed(
+                ErrorCode.UNKNOWN_ACTION, f"No worker knew the action {task.target.action!r} within {waited:g} s."
+            )
+        try:
+            parameters = action.parameters.validate_python(task.target.parameters)
+        except ValidationError as invalid:
+            return _failed(ErrorCode.INVALID_PARAMETERS, _complaints(invalid))
+        context = Context(
+            run_id=run.id,
+            attempt=run.attempt,
+            deadline=self._clock() + timedelta(seconds=task.timeout),
+            task=task.id,
+            chain=task.chain,
+            filters=task.filters,
+            write_log=line_log.write,
+        )
+        try:
+            async with asyncio.timeout(task.timeout) as limit:
+                result = await self._interruptible(action.handler(parameters, context))
+        except HandedBack:
+            raise
+        except Fail as fail:
+            return _failed(fail.code, str(fail))
+        except Retry as retry:
+            return _failed(ErrorCode.HANDLER_ERROR, str(retry), retryable=True, after=retry.after)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
+            if limit.expired():
+                return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)
+            line_log.write(LogLevel.DEBUG, "".join(traceback.format_exception(error)))
+            return _failed(ErrorCode.HANDLER_ERROR, f"{type(error).__name__}: {error}", retryable=True)
+        return await self._keep_result(run, result)
+
+    async def _interruptible(self, action: Awaitable[object]) -> object:
+        """Await the action; :meth:`hand_back` ends it with HandedBack, whatever else ends it is its own doing."""
+        task = asyncio.current_task()
+        if task is None or self._handing_back:
+            raise HandedBack
+        self._acting.add(task)
+        try:
+            return await action
+        except asyncio.CancelledError as cancelled:
+            if self._handing_back:
+                raise HandedBack from None
+            if task.cancelling():  # the timeout
+                raise
+            raise RuntimeError("the action was cancelled from within") from cancelled
+        finally:
+            self._acting.discard(task)
+
+    async def _keep_result(self, run: Run, result: object) -> Outcome:
+        """The result as it goes into the document: small JSON objects as they are, larger ones as a file."""
+        if result is None:
+            return Done(None)
+        try:
+            value: JsonValue = to_jsonable_python(result)
+            encoded = to_json(value)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON: {error}")
+        if not isinstance(value, dict):
+            return _failed(
+                ErrorCode.INVALID_RESULT, f"The action's result is no JSON object but {type(value).__name__}."
+            )
+        if len(encoded) > LARGEST_RESULT:
+            message = f"The action's result has {len(encoded):,} bytes; at most {LARGEST_RESULT:,} can be kept."
+            return _failed(ErrorCode.RESULT_TOO_LARGE, message)
+        if len(encoded) <= INLINE_RESULT:
+            return Done(value)
+        file = f"Result-{run.task}.json"
+        name = artifacts.object_name(run.chain, run.task, run.id, file)
+        refusal = await self._put_surely(name, encoded)
+        if refusal is not None:
+            return _failed(ErrorCode.RESULT_TOO_LARGE, f"The action's result could not be stored: {refusal}")
+        return Done({"file": file, "bytes": len(encoded)})
+
+    async def _put_surely(self, name: str, content: bytes) -> str | None:
+        """Store a file; a broker that is away is waited for. Why it was refused; None: it was not."""
+        while True:
+            try:
+                await artifacts.put(self._bus, name, io.BytesIO(content))
+            except APIError as error:
+                if error.err_code in STREAM_FULL:
+                    return str(error.description)
+            except (*UNAVAILABLE, JetStreamError):
+                pass
+            else:
+                return None
+            await asyncio.sleep(0.5)
+
+
+def _failed(code: str, message: str, *, retryable: bool = False, after: float | None = None) -> Failed:
+    text = message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}..."
+    return Failed(RunError(code=str(code), message=text), retryable=retryable, retry_after=after)
+
+
+def _complaints(invalid: ValidationError) -> str:
+    """What is wrong with an action's parameters, in one line."""
+    return "; ".join(
+        f"/target/{'/'.join(str(part) for part in error['loc'])}: {error['msg']}"
+        for error in invalid.errors(include_url=False, include_context=False, include_input=False)[:10]
+    )
