@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -80,7 +81,7 @@ def test_a_foreign_chain_is_missing_and_a_low_level_is_forbidden() -> None:
 
 
 def test_uuids_sort_by_time_and_are_version_7() -> None:
-    made = [uuid7() for _ in range(1000)]
+    made = [UUID(uuid7()) for _ in range(1000)]
     assert len(set(made)) == 1000
     assert {uuid.version for uuid in made} == {7}
     assert {uuid.variant for uuid in made} == {"specified in RFC 4122"}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from uuid import UUID
 
 
-def uuid7() -> UUID:
+def uuid7() -> str:
     """A UUID version 7 (RFC 9562 section 5.7): sorts by the millisecond it was made in, 74 random bits.
 
     The standard library has one from Python 3.14 on.
     """
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10)) >> 6
-    return UUID(int=milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1)
+    value = milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

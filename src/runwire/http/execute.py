@@ -147,7 +147,7 @@ def _idempotency_key(request: Request) -> str | None:
 def _run_id(parts: Services, principal: Principal, document: Document, key: str | None) -> str:
     """A fresh run id; or, for a caller with a key, the one and only that belongs to it. Nobody can guess either."""
     if key is None:
-        return str(uuid7())
+        return uuid7()
     task = document.task
     scope = f"execute\n{task.chain}\n{task.id}\n{principal.token}\n{key}"
     mac = hmac.digest(parts.server_key, scope.encode(), hashlib.sha256)

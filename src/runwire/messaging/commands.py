@@ -20,6 +20,8 @@ from runwire.domain.run import Command, Source
 from runwire.messaging import codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 
+GRACE = 0.002
+"""Seconds after which a refused command is tried once more before it is looked into."""
 REFUSED = 10077
 """The broker's error code for: one for this subject is there already, or the stream is full."""
 IN_FLIGHT = 10158
@@ -32,6 +34,8 @@ class _Verdict(Enum):
     STORED = auto()
     AGAIN = auto()
     """Not known; after a pause."""
+    REFUSED = auto()
+    """Something is in the way."""
     FREE = auto()
     """What stood in the way is gone: at once."""
     FORGED = auto()
@@ -47,9 +51,16 @@ async def publish(bus: Bus, chain: int, task: int, run: str, *, source: Source, 
     deadline = asyncio.get_running_loop().time() + patience
     message_id = run
     pause = 0.02
+    refused = False
     while True:
         try:
             verdict = await _try(bus, chain, task, run, source=source, message_id=message_id, deadline=deadline)
+            if verdict is _Verdict.REFUSED and not refused:
+                refused = True  # most often the acknowledgement of the last run is on its way: no need to look
+                await asyncio.sleep(GRACE)
+                continue
+            if verdict is _Verdict.REFUSED:
+                verdict = await _who_is_in_the_way(bus, chain, task, run)
         except UNAVAILABLE:
             verdict = _Verdict.AGAIN
         if verdict is _Verdict.STORED:
@@ -101,7 +112,7 @@ async def _try(
         ack = await bus.js.publish(subjects.command(chain, task), b"{}", headers=headers, timeout=timeout)
     except APIError as error:
         if error.err_code == REFUSED:
-            return await _who_is_in_the_way(bus, chain, task, run)
+            return _Verdict.REFUSED
         if error.err_code == IN_FLIGHT:
             return _Verdict.AGAIN
         raise

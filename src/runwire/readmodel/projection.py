@@ -87,12 +87,12 @@ def _upsert_task(connection: sqlite3.Connection, record: EventRecord) -> None:
     task = record.document.task
     campaign = task.target.parameters.get("campaign")
     campaign = campaign if isinstance(campaign, int) else None
-    unchanged = connection.execute(  # what the indexes hold, as most of the time: then they are left alone
-        "UPDATE task SET sequence = ?, document = ? "
-        "WHERE id = ? AND chain = ? AND code = ? AND action = ? AND campaign IS ?",
-        (record.sequence, record.payload, task.id, task.chain, task.state.code.value, task.target.action, campaign),
+    updated = connection.execute(  # most events leave alone what the other indexes hold, and so do we
+        "UPDATE task SET sequence = ?, code = ?, document = ? "
+        "WHERE id = ? AND chain = ? AND action = ? AND campaign IS ?",
+        (record.sequence, task.state.code.value, record.payload, task.id, task.chain, task.target.action, campaign),
     )
-    if unchanged.rowcount:
+    if updated.rowcount:
         return
     connection.execute(
         "INSERT INTO task (id, chain, sequence, code, action, campaign, document) VALUES (?, ?, ?, ?, ?, ?, ?) "
