@@ -56,8 +56,7 @@ async def _run(settings: Settings, broker: Embedded | None, began: float) -> Non
         for task in (ready, stopping, failing):
             task.cancel()
         if supervisor.failed.is_set():
-            await supervisor.stop(["adapter", "worker"], patience=2)
-            sys.exit(EXIT_SETUP)  # it has said why
+            sys.exit(EXIT_SETUP)  # the child has said why; the others are not worth a goodbye
         print("\nstopping ...", file=sys.stderr, flush=True)
         await supervisor.stop(["adapter", "worker"], patience=settings.grace_seconds + 8)
         await supervisor.stop(["nats-server"], patience=BROKER_PATIENCE)
