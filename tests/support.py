@@ -175,11 +175,11 @@ async def history(bus: Bus, *, task: int = 1, chain: int = CHAIN) -> list[Docume
     return found
 
 
-async def ended(bus: Bus, run: str, *, task: int = 1, within: float = 15.0) -> Document:
+async def ended(bus: Bus, run: str, *, task: int = 1, chain: int = CHAIN, within: float = 15.0) -> Document:
     """The document that ended this run."""
 
     async def look() -> Document | None:
-        for document in await history(bus, task=task):
+        for document in await history(bus, task=task, chain=chain):
             if document.run and document.run.id == run and document.run.is_final:
                 return document
         return None

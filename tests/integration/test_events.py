@@ -84,7 +84,8 @@ async def test_the_history_of_a_chain_holds_its_ended_runs_and_no_other_chains(b
             await publish_command(bus, f"run-{number}")
             await ended(bus, f"run-{number}")
         await publish_command(bus, "foreign", task=2, chain=99)
-        await asyncio.sleep(0)
+        await ended(bus, "foreign", task=2, chain=99)
     runs = [document.run.id async for document in events.ended_runs(bus, CHAIN)]
     assert runs == [f"run-{number}" for number in range(5)]
+    assert [document.run.id async for document in events.ended_runs(bus, 99)] == ["foreign"]
     assert [document async for document in events.ended_runs(bus, 12)] == []

@@ -14,7 +14,6 @@ import pytest
 
 import runwire
 from runwire.app import App
-from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest
 from runwire.domain.lifecycle import Change
 from runwire.http import auth
@@ -626,4 +625,3 @@ async def test_a_port_in_use_is_told_in_one_line(settings: Settings) -> None:
 async def test_a_task_made_through_another_door_is_found_on_a_miss(http: httpx.AsyncClient, bus: Bus) -> None:
     await make_task(bus, task=4711)
     assert (await http.get("/tasks/4711")).status_code == 200
-    assert lifecycle.RING == 16
