@@ -84,7 +84,7 @@ def is_problem(answer: httpx.Response, status: int, code: str) -> dict[str, obje
     body = answer.json()
     assert body["status"] == status
     assert body["code"] == code
-    assert body["type"] == "https://runwire.dev/problems/" + code.replace("_", "-")
+    assert body["type"] == "/problems/" + code.replace("_", "-")
     assert body["title"]
     assert body["detail"]
     assert body["instance"] == answer.request.url.path

@@ -44,6 +44,8 @@ class Change(StrEnum):
     """A worker was stopped in an orderly way and gave the run back."""
     CONCLUDED = "concluded"
     """The run ended."""
+    EDITED = "edited"
+    """The definition was changed; run and state are as before."""
     DELETED = "deleted"
 
 
@@ -55,6 +57,8 @@ class Document(Model):
     change: Change
     recent_runs: tuple[str, ...] = ()
     """Ids of the last ended runs, newest last."""
+    by: str | None = None
+    """Id of the access token that asked for this very change; None: nobody did, it is the course of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +166,7 @@ def _decide_again(claim: Claim, command: Command, *, now: datetime, max_deliveri
 # --- document -> next document -------------------------------------------------------------------------
 
 
-def create(definition: Definition, task_id: int, now: datetime) -> Document:
+def create(definition: Definition, task_id: int, now: datetime, *, by: str | None = None) -> Document:
     """The first document of a task: READY."""
     now = whole_seconds(now)
     task = Task(
@@ -176,7 +180,7 @@ def create(definition: Definition, task_id: int, now: datetime) -> Document:
         timeout=definition.timeout,
         retry=definition.retry,
     )
-    return Document(task=task, change=Change.CREATED)
+    return Document(task=task, change=Change.CREATED, by=by)
 
 
 def claim(document: Document, command: Command, *, claim_id: str, now: datetime) -> Document:

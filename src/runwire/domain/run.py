@@ -55,6 +55,8 @@ class ErrorCode(StrEnum):
     """No worker that knows the action turned up within RUNWIRE_ACTION_WAIT."""
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     """Its workers died RUNWIRE_MAX_DELIVERIES times."""
+    CANCELLED = "cancelled"
+    """Somebody ended it, queued or running."""
     LOST = "lost"
     """It was in progress, but the command behind it is gone."""
 

@@ -12,33 +12,37 @@ import base64
 import hashlib
 import hmac
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from runwire.domain.access import AccessLevel, Principal
 from runwire.domain.errors import (
     Draining,
-    FieldError,
-    InvalidFields,
-    MalformedId,
+    Forbidden,
     MalformedKey,
     NotAccepted,
     RunFailed,
+    TaskBusy,
     TaskNotFound,
 )
 from runwire.domain.ids import uuid7
-from runwire.domain.lifecycle import Change, Document
+from runwire.domain.lifecycle import Document
 from runwire.domain.run import Run, Source
-from runwire.domain.task import MAX_ID, StateCode
+from runwire.domain.task import StateCode
 from runwire.http import prefer
+from runwire.http.endpoint import PREFER, TASK_ID, Answer, Endpoint, header_parameter
+from runwire.http.lookup import find_task, task_id
 from runwire.http.prefer import Preference
-from runwire.http.schemas import ended_view, execute_view, json_bytes
+from runwire.http.query import Query, parse_query
+from runwire.http.schemas import ExecuteView, ended_view, execute_view, json_bytes
 from runwire.http.services import Services, services
-from runwire.messaging import commands, deadletters, events
+from runwire.messaging import commands, deadletters
 from runwire.messaging.broker import UNAVAILABLE
 
+PATH = "/tasks/{id}/execute"
 PUBLISH_PATIENCE = 10.0
 """Seconds a broker that does not answer is asked again before the caller is told that nothing is known."""
 FULL = 0.85
@@ -49,13 +53,22 @@ KEY = re.compile(r'"([\x20-\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 """An Idempotency-Key: a structured-field string, or the bare characters of one."""
 
 
+class ExecuteQuery(Query):
+    """Query parameters of execute."""
+
+    on_error: Annotated[
+        Literal["status"] | None,
+        Field(description="`status`: answer 500 when the run ends as ERROR, for callers that look at the status only."),
+    ] = None
+
+
 async def execute(request: Request) -> Response:
     """Run the task now, whatever its trigger says; the schedule is neither moved nor consumed."""
     parts = services(request)
     task = task_id(request.path_params["id"])
     principal = await parts.authenticate(request)
     document = await find_task(parts, principal, task, AccessLevel.OPERATOR)
-    on_error_status = _on_error_status(request)
+    on_error_status = parse_query(request, ExecuteQuery).on_error == "status"
     preference = prefer.parse(request.headers.getlist("prefer"))
     key = _idempotency_key(request)
     run = _run_id(parts, principal, document, key)
@@ -86,28 +99,6 @@ async def execute(request: Request) -> Response:
     return _ended(document, ended, headers, on_error_status=on_error_status)
 
 
-def task_id(text: str) -> int:
-    """The task id in a path. Raises MalformedId."""
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= MAX_ID:
-        raise MalformedId("A task id is a positive integer.")
-    return int(text)
-
-
-async def find_task(parts: Services, principal: Principal, task: int, level: AccessLevel) -> Document:
-    """The task, if the principal may do this with it. Raises TaskNotFound, Forbidden or one of UNAVAILABLE.
-
-    A task that the read model does not hold may have been created through another adapter a moment ago.
-    """
-    document = await parts.reader.document(task)
-    if document is None:
-        head = await events.find(parts.bus, task)
-        document = head.document if head else None
-    if document is None or document.change is Change.DELETED:
-        raise TaskNotFound(f"There is no task {task}.")
-    principal.require_task(level, document.task.chain, task)
-    return document
-
-
 async def wait_until(request: Request, end: asyncio.Future[Run | None], deadline: float) -> Run | None:
     """Wait for the end of the run until ``deadline`` (loop time); None: it is over, or the caller has hung up."""
     loop = asyncio.get_running_loop()
@@ -125,13 +116,6 @@ async def wait_until(request: Request, end: asyncio.Future[Run | None], deadline
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _on_error_status(request: Request) -> bool:
-    value = request.query_params.get("on_error")
-    if value not in {None, "status"}:
-        raise InvalidFields([FieldError(parameter="on_error", detail="must be: status")])
-    return value == "status"
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -204,3 +188,33 @@ async def _not_yet(parts: Services, document: Document, run: str, headers: dict[
     headers |= {"Task-State": code.value, "Retry-After": "1"}
     body = execute_view(code, state.last_run_date, state.last_modified, state.created_date)
     return Response(json_bytes(body), 202, headers, "application/json")
+
+
+IDEMPOTENCY_KEY = header_parameter(
+    "Idempotency-Key",
+    "Calls with the same key start one run, and all get its end. For the call that got no answer.",
+    {"type": "string", "minLength": 1, "maxLength": 257},
+    "order-17",
+)
+RUN_HEADERS = {
+    "Run-Id": {"schema": {"type": "string"}, "description": "The run."},
+    "Task-State": {"schema": {"type": "string"}, "description": "State of the run: READY, INPROGRESS, DONE or ERROR."},
+    "Location": {"schema": {"type": "string"}, "description": "The run, for GET."},
+}
+TASK_ERROR = {"Task-Error": {"schema": {"type": "string"}, "description": "Why it ended as ERROR: a stable code."}}
+RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until it is worth asking."}}
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST", path=PATH, handle=execute,
+        parameters=(TASK_ID, PREFER, IDEMPOTENCY_KEY),
+        query=ExecuteQuery,
+        answers={
+            200: Answer(text="The run has ended.", model=ExecuteView, headers=RUN_HEADERS | TASK_ERROR),
+            202: Answer(
+                text="The wait is over, the run is not.", model=ExecuteView, headers=RUN_HEADERS | RETRY_AFTER
+            ),
+        },
+        problems=(Forbidden, TaskNotFound, TaskBusy, MalformedKey, RunFailed, NotAccepted, Draining),
+    ),
+)  # fmt: skip

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -18,8 +17,9 @@ from runwire.messaging.broker import UNAVAILABLE
 
 log = logging.getLogger("runwire.http")
 
-TYPES = "https://runwire.dev/problems/"
-"""Prefix of the ``type`` of every problem; what follows is the code with dashes."""
+TYPES = "/problems/"
+"""Prefix of the ``type`` of every problem; what follows is the code with dashes. A relative reference (RFC 9457
+section 3.1.1): it is the same on every adapter, and leads to the section about it on the adapter that answered."""
 
 TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.MalformedId: (400, "Malformed id"),
@@ -42,6 +42,11 @@ RETRY_AFTER = "2"
 """Seconds after which a 503 is worth another try."""
 
 
+def type_of(code: str) -> str:
+    """The ``type`` of the problems with this code."""
+    return TYPES + code.replace("_", "-")
+
+
 def problem(
     request: Request, status: int, code: str, title: str, detail: str, extra: dict[str, Any] | None = None
 ) -> Response:
@@ -49,7 +54,7 @@ def problem(
     members = dict(extra or {})
     headers = members.pop("headers", {})
     body = {
-        "type": TYPES + code.replace("_", "-"),
+        "type": type_of(code),
         "title": title,
         "status": status,
         "detail": detail,
@@ -65,7 +70,6 @@ def problem(
 def install(app: FastAPI) -> None:
     """Answer every error of the app with problem details."""
     app.add_exception_handler(RequestError, _request_error)
-    app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(Exception, _unexpected)
     for error in UNAVAILABLE:
@@ -103,14 +107,6 @@ def _extras(error: RequestError) -> dict[str, Any]:
 def _field(error: FieldError) -> dict[str, str]:
     place = {"pointer": error.pointer} if error.pointer is not None else {"parameter": error.parameter or ""}
     return {"detail": error.detail, **place}
-
-
-async def _invalid_parameters(request: Request, error: Exception) -> Response:
-    """A query parameter that does not fit."""
-    if not isinstance(error, RequestValidationError):
-        raise error
-    complaints = [FieldError(parameter=str(e["loc"][-1]), detail=e["msg"]) for e in error.errors()]
-    return await _request_error(request, errors.InvalidFields(complaints))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

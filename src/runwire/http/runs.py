@@ -9,13 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runwire.domain.access import AccessLevel
-from runwire.domain.errors import MalformedId, RunNotFound
+from runwire.domain.errors import Forbidden, RunNotFound, TaskNotFound
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import PUBLIC_FIELDS, RUN_ID, Source
+from runwire.domain.run import PUBLIC_FIELDS, Source
 from runwire.domain.task import StateCode, whole_seconds
 from runwire.http import prefer
-from runwire.http.execute import find_task, task_id, wait_until
-from runwire.http.schemas import instant, json_bytes
+from runwire.http.endpoint import PREFER, RUN_ID, TASK_ID, Answer, Endpoint
+from runwire.http.execute import wait_until
+from runwire.http.lookup import find_task, run_id, task_id
+from runwire.http.schemas import RunView, instant, json_bytes
 from runwire.http.services import Services, services
 from runwire.messaging import commands, deadletters, events, subjects
 
@@ -23,7 +25,7 @@ from runwire.messaging import commands, deadletters, events, subjects
 async def get_run(request: Request) -> Response:
     """One run; with `Prefer: wait=N` the answer comes when it has ended, or after N seconds. Needs viewer."""
     parts = services(request)
-    task, run = task_id(request.path_params["id"]), _run_id(request.path_params["run"])
+    task, run = task_id(request.path_params["id"]), run_id(request.path_params["run"])
     principal = await parts.authenticate(request)
     document = await find_task(parts, principal, task, AccessLevel.VIEWER)
     preference = prefer.parse(request.headers.getlist("prefer"))
@@ -67,7 +69,11 @@ async def _view(parts: Services, document: Document, run: str) -> dict[str, Any]
     raise RunNotFound(f"Task {task.id} has no run {run}.")
 
 
-def _run_id(text: str) -> str:
-    if not RUN_ID.fullmatch(text):
-        raise MalformedId("A run id has 1 to 64 letters, digits, - and _.")
-    return text
+ENDPOINTS = (
+    Endpoint(
+        method="GET", path="/tasks/{id}/runs/{run}", handle=get_run, tag="runs",
+        parameters=(TASK_ID, RUN_ID, PREFER),
+        answers={200: Answer(text="The run.", model=RunView)},
+        problems=(Forbidden, TaskNotFound, RunNotFound),
+    ),
+)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
-from fastapi import Query
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,10 +17,13 @@ from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel, Principal
 from runwire.domain.errors import Conflict, Draining, Forbidden, IdTaken, NotAccepted, TaskNotFound
 from runwire.domain.lifecycle import Definition, Document
-from runwire.domain.task import StateCode
+from runwire.domain.task import MAX_ID, StateCode
 from runwire.http.body import read_body
-from runwire.http.execute import FULL, find_task, task_id
-from runwire.http.schemas import json_bytes, parse_task, task_view
+from runwire.http.endpoint import TASK_ID, Answer, Endpoint
+from runwire.http.execute import FULL
+from runwire.http.lookup import find_task, task_id
+from runwire.http.query import Page, Query, parse_query
+from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, task_view
 from runwire.http.services import Services, services
 from runwire.messaging import events, ids
 from runwire.messaging.broker import UNAVAILABLE
@@ -32,6 +35,22 @@ LONGEST_LAG = 10.0
 """Seconds the answer to a create waits for this adapter's read model to hold the task."""
 LONGEST_LEAP = 4096
 """Ids skipped at once where users have chosen a stretch of ids themselves."""
+
+
+class TasksQuery(Page):
+    """Query parameters of the list."""
+
+    status: Annotated[StateCode | None, Field(description="Only tasks in this state.")] = None
+    action: Annotated[str | None, Field(max_length=200, description="Only tasks with this action.")] = None
+    campaign_id: Annotated[int | None, Field(ge=-MAX_ID, le=MAX_ID, description="Only tasks of this campaign.")] = None
+    chain: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only this one of the token's chains.")] = None
+
+
+class TaskQuery(Query):
+    """Query parameters of one task."""
+
+    log_limit: Annotated[int, Field(ge=0, le=1000, description="Log entries to show.")] = 10
+    offset: Annotated[int, Field(ge=0, le=MAX_ID, description="Newest log entries to leave out.")] = 0
 
 
 async def create_task(request: Request) -> Response:
@@ -47,7 +66,7 @@ async def create_task(request: Request) -> Response:
         raise Draining("This adapter is stopping; try again.")
     if parts.pressure.events >= FULL:
         raise NotAccepted("The event stream is nearly full; nothing was stored.")
-    document, sequence = await _store(parts, definition, body.id)
+    document, sequence = await _store(parts, definition, body.id, by=principal.token)
     with suppress(TimeoutError):  # a read model that lags makes the answer late, not wrong: the task is stored
         async with asyncio.timeout(LONGEST_LAG):
             await parts.milestones.wait(sequence)
@@ -60,22 +79,17 @@ async def create_task(request: Request) -> Response:
     )
 
 
-async def list_tasks(
-    request: Request,
-    status: Annotated[StateCode | None, Query(description="Only tasks in this state.")] = None,
-    action: Annotated[str | None, Query(max_length=200, description="Only tasks with this action.")] = None,
-    campaign_id: Annotated[int | None, Query(description="Only tasks of this campaign.")] = None,
-    chain: Annotated[int | None, Query(ge=1, description="Only this one of the token's chains.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
-) -> Response:
+async def list_tasks(request: Request) -> Response:
     """The tasks of the token's chains, sorted by id. Needs viewer."""
     parts = services(request)
+    query = parse_query(request, TasksQuery)
     principal = await parts.authenticate(request)
-    which = TaskFilter(chains=_chains(principal, chain), code=status, action=action, campaign=campaign_id)
-    tasks, total = await parts.reader.tasks(which, limit=limit, offset=offset)
+    which = TaskFilter(
+        chains=_chains(principal, query.chain), code=query.status, action=query.action, campaign=query.campaign_id
+    )
+    tasks, total = await parts.reader.tasks(which, limit=query.limit, offset=query.offset)
     headers = {"X-Total-Count": str(total), "Cache-Control": "no-store"}
-    links = _links(request, limit=limit, offset=offset, total=total)
+    links = _links(request, limit=query.limit, offset=query.offset, total=total)
     if links:
         headers["Link"] = links
     return Response(
@@ -83,17 +97,14 @@ async def list_tasks(
     )
 
 
-async def get_task(
-    request: Request,
-    log_limit: Annotated[int, Query(ge=0, le=1000, description="Log entries to show.")] = 10,
-    offset: Annotated[int, Query(ge=0, le=2**53, description="Newest log entries to leave out.")] = 0,
-) -> Response:
+async def get_task(request: Request) -> Response:
     """The whole task. Needs viewer."""
     parts = services(request)
+    query = parse_query(request, TaskQuery)
     task = task_id(request.path_params["id"])
     principal = await parts.authenticate(request)
     await find_task(parts, principal, task, AccessLevel.VIEWER)
-    found = await parts.reader.task(task, log_limit=log_limit, log_offset=offset)
+    found = await parts.reader.task(task, log_limit=query.log_limit, log_offset=query.offset)
     if found is None:  # created through another adapter a moment ago
         head = await events.find(parts.bus, task)
         if head is None:
@@ -104,12 +115,12 @@ async def get_task(
     return Response(json_bytes(view), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-async def _store(parts: Services, definition: Definition, wanted: int | None) -> tuple[Document, int]:
+async def _store(parts: Services, definition: Definition, wanted: int | None, *, by: str) -> tuple[Document, int]:
     """Append the first event of the task under the wanted id, or under the counter's next one that is free."""
     leap = 1
     while True:
         number = wanted or await ids.next_id(parts.bus, step=leap)
-        document = lifecycle.create(definition, number, datetime.now(UTC))
+        document = lifecycle.create(definition, number, datetime.now(UTC), by=by)
         try:
             return document, await _append_first(parts, document)
         except Conflict:
@@ -151,3 +162,29 @@ def _links(request: Request, *, limit: int, offset: int, total: int) -> str:
         return f"{request.url.path}?{urlencode(query)}"
 
     return ", ".join(f'<{url(start)}>; rel="{name}"' for name, start in pages.items())
+
+
+LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}
+PAGING = {
+    "X-Total-Count": {"schema": {"type": "integer"}, "description": "How many there are in all."},
+    "Link": {"schema": {"type": "string"}, "description": "first, prev, next and last page (RFC 8288)."},
+}
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST", path="/tasks", handle=create_task, body=TaskBody,
+        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION)},
+        problems=(Forbidden, IdTaken, NotAccepted, Draining),
+    ),
+    Endpoint(
+        method="GET", path="/tasks", handle=list_tasks, query=TasksQuery,
+        answers={200: Answer(text="A page of tasks.", model=list[TaskView], headers=PAGING)},
+        problems=(Forbidden,),
+    ),
+    Endpoint(
+        method="GET", path="/tasks/{id}", handle=get_task, query=TaskQuery,
+        parameters=(TASK_ID,),
+        answers={200: Answer(text="The task.", model=TaskView)},
+        problems=(Forbidden, TaskNotFound),
+    ),
+)  # fmt: skip

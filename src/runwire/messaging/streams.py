@@ -33,9 +33,18 @@ MAX_OUTSTANDING = 100_000
 MAX_WAITING = 8192
 """Free slots of all workers together that may wait for a command."""
 LOG_LINES_PER_TASK = 10_000
-LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS = 30, 30, 30
+LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS, AUDIT_DAYS = 30, 30, 30, 90
+TOKEN_HISTORY = 64
+"""Changes of one access token that are remembered (the most a bucket can)."""
 DAY = 86_400.0
-SHARES = {subjects.EVENTS: 60, subjects.LOGS: 15, subjects.COMMANDS: 5, subjects.DEADLETTERS: 5}
+SHARES = {
+    subjects.EVENTS: 55,
+    subjects.LOGS: 15,
+    subjects.COMMANDS: 5,
+    subjects.DEADLETTERS: 5,
+    subjects.KEYS: 3,
+    subjects.AUDIT: 2,
+}
 """Percent of ``store_bytes`` that each stream may take."""
 ARTIFACTS_SHARE = 15
 """Percent of ``store_bytes`` for result files."""
@@ -80,6 +89,16 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
         ),
         stream(subjects.LOGS, subjects.ALL_LOGS, max_msgs_per_subject=LOG_LINES_PER_TASK, max_age=LOG_DAYS * DAY),
         stream(subjects.DEADLETTERS, subjects.ALL_DEADLETTERS, max_age=DEAD_LETTER_DAYS * DAY, allow_direct=True),
+        # A key that a full stream would forget is a run that could happen twice: it refuses instead.
+        stream(
+            subjects.KEYS,
+            subjects.ALL_KEYS,
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            allow_msg_ttl=True,
+            allow_direct=True,
+        ),
+        stream(subjects.AUDIT, subjects.ALL_AUDIT, max_age=AUDIT_DAYS * DAY),
         stream(subjects.IDS, subjects.ID_COUNTER, max_msgs_per_subject=1, allow_msg_counter=True),
     ]
 
@@ -103,8 +122,8 @@ async def provision(bus: Bus, settings: Settings) -> None:
     try:
         for config in stream_configs(settings):
             await _ensure_stream(bus, config)
-        for bucket in (subjects.TOKENS_BUCKET, subjects.SETTINGS_BUCKET):
-            await _ensure_bucket(bus, bucket, settings)
+        await _ensure_bucket(bus, subjects.TOKENS_BUCKET, settings, history=TOKEN_HISTORY)
+        await _ensure_bucket(bus, subjects.SETTINGS_BUCKET, settings)
         await _ensure_artifacts(bus, settings)
         await bus.js.add_consumer(subjects.COMMANDS, workers_config(settings))
     except APIError as error:
@@ -125,11 +144,11 @@ async def _ensure_stream(bus: Bus, config: StreamConfig) -> None:
             await bus.js.stream_info(str(config.name))
 
 
-async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings) -> None:
+async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings, *, history: int = 1) -> None:
     try:
         await bus.js.key_value(bucket)
     except BucketNotFoundError:
-        await bus.js.create_key_value(KeyValueConfig(bucket=bucket, replicas=settings.nats_replicas))
+        await bus.js.create_key_value(KeyValueConfig(bucket=bucket, history=history, replicas=settings.nats_replicas))
 
 
 async def _ensure_artifacts(bus: Bus, settings: Settings) -> None:

@@ -6,6 +6,8 @@
     tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error deleted
     tasks.log.<chain>.<task>               LOGS         what runs had to say
     tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
+    tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
+    tasks.aud.<chain>                      AUDIT        calls that were refused
     tasks.ids                              IDS          the counter of task ids
 
 ``<chain>`` and ``<task>`` are positive integers; nothing a user wrote becomes a part of a subject. (nats-py
@@ -18,13 +20,16 @@ from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.task import MAX_ID
 
-COMMANDS, EVENTS, LOGS, DEADLETTERS, IDS = "COMMANDS", "EVENTS", "LOGS", "DEADLETTERS", "IDS"
-STREAMS = (COMMANDS, EVENTS, LOGS, DEADLETTERS, IDS)
+COMMANDS, EVENTS, LOGS, DEADLETTERS = "COMMANDS", "EVENTS", "LOGS", "DEADLETTERS"
+KEYS, AUDIT, IDS = "KEYS", "AUDIT", "IDS"
+STREAMS = (COMMANDS, EVENTS, LOGS, DEADLETTERS, KEYS, AUDIT, IDS)
 
 ALL_COMMANDS = "tasks.cmd.*.*.execute"
 ALL_EVENTS = "tasks.evt.>"
 ALL_LOGS = "tasks.log.>"
 ALL_DEADLETTERS = "tasks.dlq.>"
+ALL_KEYS = "tasks.key.*"
+ALL_AUDIT = "tasks.aud.*"
 ID_COUNTER = "tasks.ids"
 
 WORKERS = "workers"

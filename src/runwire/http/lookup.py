@@ -1,0 +1,40 @@
+"""Ids in paths, and the task behind one: how every endpoint of a task begins."""
+
+from __future__ import annotations
+
+from runwire.domain.access import AccessLevel, Principal
+from runwire.domain.errors import MalformedId, TaskNotFound
+from runwire.domain.lifecycle import Change, Document
+from runwire.domain.run import RUN_ID
+from runwire.domain.task import MAX_ID
+from runwire.http.services import Services
+from runwire.messaging import events
+
+
+def task_id(text: str) -> int:
+    """The task id in a path. Raises MalformedId."""
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= MAX_ID:
+        raise MalformedId("A task id is a positive integer.")
+    return int(text)
+
+
+def run_id(text: str) -> str:
+    """The run id in a path. Raises MalformedId."""
+    if not RUN_ID.fullmatch(text):
+        raise MalformedId("A run id has 1 to 64 letters, digits, - and _.")
+    return text
+
+
+async def find_task(parts: Services, principal: Principal, task: int, level: AccessLevel) -> Document:
+    """The task, if the principal may do this with it. Raises TaskNotFound, Forbidden or one of UNAVAILABLE.
+
+    A task that the read model does not hold may have been created through another adapter a moment ago.
+    """
+    document = await parts.reader.document(task)
+    if document is None:
+        head = await events.find(parts.bus, task)
+        document = head.document if head else None
+    if document is None or document.change is Change.DELETED:
+        raise TaskNotFound(f"There is no task {task}.")
+    principal.require_task(level, document.task.chain, task)
+    return document
