@@ -9,13 +9,23 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, Strict
 
 MAX_ID = 2**53 - 1
 """Largest task or chain id: what every JSON parser reads back unchanged (RFC 8259 section 6)."""
 
-TaskId = Annotated[int, Field(ge=1, le=MAX_ID, strict=True)]
-ChainId = Annotated[int, Field(ge=1, le=MAX_ID, strict=True)]
+
+def _integral(value: object) -> object:
+    """1764.0 is an integer to JSON Schema (validation, section 6.1.1), and so it is to us."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, Strict(), BeforeValidator(_integral)]
+"""An integer: no text, no true or false."""
+Number = Annotated[float, Strict()]
+"""A number: no text, no true or false."""
+TaskId = Annotated[Whole, Field(ge=1, le=MAX_ID)]
+ChainId = Annotated[Whole, Field(ge=1, le=MAX_ID)]
 
 
 def whole_seconds(instant: datetime) -> datetime:
@@ -58,9 +68,9 @@ class RetryPolicy(Model):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attempts: int = Field(default=1, ge=1, le=100)
+    attempts: Whole = Field(default=1, ge=1, le=100)
     """Tries in total, the first included."""
-    backoff: float = Field(default=10, ge=0, le=86_400)
+    backoff: Number = Field(default=10, ge=0, le=86_400)
     """Seconds before the second try; doubles with each further one, jittered, at most a day."""
     on: tuple[str, ...] | None = Field(default=None, max_length=32)
     """Error codes that are tried again; None: all but what ``Fail`` says."""

@@ -193,7 +193,7 @@ async def _not_yet(parts: Services, document: Document, run: str, headers: dict[
 IDEMPOTENCY_KEY = header_parameter(
     "Idempotency-Key",
     "Calls with the same key start one run, and all get its end. For the call that got no answer.",
-    {"type": "string", "minLength": 1, "maxLength": 257},
+    {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'},
     "order-17",
 )
 RUN_HEADERS = {

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields, MalformedBody
 from runwire.domain.lifecycle import Definition
 from runwire.domain.run import Run
-from runwire.domain.task import ChainId, LogEntry, RetryPolicy, StateCode, Target, Task, TaskId
+from runwire.domain.task import MAX_ID, ChainId, LogEntry, Number, RetryPolicy, StateCode, Target, Task, TaskId, Whole
 from runwire.messaging.codec import LARGEST_DOCUMENT
 
 SAMPLE_TASK: dict[str, Any] = {
@@ -30,9 +30,13 @@ class TargetBody(BaseModel):
     action: Annotated[str, Field(min_length=1, max_length=200, description="Name of the action; may contain spaces.")]
     export_index: Annotated[str, Field(max_length=200, description="For `export`: which dataset.")] | None = None
     export_format: Annotated[Literal["csv", "json"], Field(description="For `export`.")] | None = None
-    campaign: Annotated[int, Field(description="Campaign the task belongs to; lists can be filtered by it.")] | None = (
-        None
-    )
+    campaign: (
+        Annotated[
+            Whole,
+            Field(ge=-MAX_ID, le=MAX_ID, description="Campaign the task belongs to; lists can be filtered by it."),
+        ]
+        | None
+    ) = None
 
 
 class TriggerBody(BaseModel):
@@ -60,7 +64,7 @@ class TaskBody(BaseModel):
     trigger: TriggerBody
     id: Annotated[TaskId, Field(description="An id of your own; 409 when it is taken.")] | None = None
     debug: Annotated[str, Field(max_length=2000, description="Debug string for diagnosis.")] | None = None
-    timeout: Annotated[float, Field(gt=0, le=604_800, description="Longest time for one attempt, seconds.")] = 3600
+    timeout: Annotated[Number, Field(gt=0, le=604_800, description="Longest time for one attempt, seconds.")] = 3600
     retry: RetryPolicy | None = None
 
     @field_validator("desc", "debug")
