@@ -13,7 +13,7 @@
         InvalidFields           the body is JSON, but not what is asked for
         Unauthenticated         no valid access token
         Forbidden               the token's access level or chains do not allow it
-        TaskNotFound, RunNotFound
+        TaskNotFound, RunNotFound, ProblemNotFound
         TaskBusy                the task is already queued or running
         IdTaken                 a task with this id exists
         NotAccepted             it is not known to be stored: try again
@@ -128,6 +128,12 @@ class RunNotFound(RequestError):
     """No such run of this task."""
 
     code = "run_not_found"
+
+
+class ProblemNotFound(RequestError):
+    """No such kind of problem."""
+
+    code = "problem_not_found"
 
 
 class TaskBusy(RequestError):

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from runwire.http import execute, health, openapi, problems, runs, tasks
+from runwire.http import execute, health, openapi, problem_pages, problems, runs, tasks
 from runwire.http.endpoint import Endpoint, Handler
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -20,6 +20,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *execute.ENDPOINTS,
     *runs.ENDPOINTS,
     *health.ENDPOINTS,
+    *problem_pages.ENDPOINTS,
 )
 SUMMARY = "Runs tasks on demand over a message bus and answers with what became of them."
 

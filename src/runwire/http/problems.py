@@ -29,6 +29,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.Forbidden: (403, "Not allowed"),
     errors.TaskNotFound: (404, "No such task"),
     errors.RunNotFound: (404, "No such run"),
+    errors.ProblemNotFound: (404, "No such problem"),
     errors.TaskBusy: (409, "Task is busy"),
     errors.IdTaken: (409, "Id is taken"),
     errors.BodyTooLarge: (413, "Too large"),
