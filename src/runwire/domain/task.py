@@ -20,12 +20,11 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, Strict(), BeforeValidator(_integral)]
-"""An integer: no text, no true or false."""
+INTEGRAL = BeforeValidator(_integral)
 Number = Annotated[float, Strict()]
 """A number: no text, no true or false."""
-TaskId = Annotated[Whole, Field(ge=1, le=MAX_ID)]
-ChainId = Annotated[Whole, Field(ge=1, le=MAX_ID)]
+TaskId = Annotated[int, Strict(), Field(ge=1, le=MAX_ID), INTEGRAL]
+ChainId = Annotated[int, Strict(), Field(ge=1, le=MAX_ID), INTEGRAL]
 
 
 def whole_seconds(instant: datetime) -> datetime:
@@ -68,7 +67,7 @@ class RetryPolicy(Model):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attempts: Whole = Field(default=1, ge=1, le=100)
+    attempts: Annotated[int, Strict(), Field(ge=1, le=100), INTEGRAL] = 1
     """Tries in total, the first included."""
     backoff: Number = Field(default=10, ge=0, le=86_400)
     """Seconds before the second try; doubles with each further one, jittered, at most a day."""

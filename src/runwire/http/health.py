@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -21,6 +21,8 @@ class ReadyQuery(Query):
 
 class HealthView(BaseModel):
     """How the adapter is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
 
     status: str
     checks: Annotated[dict[str, str] | None, Field(description="With `?verbose`: what is wrong with each, or ok.")] = (

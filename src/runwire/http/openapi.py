@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode
 
 from runwire.domain import errors
 from runwire.domain.errors import RequestError
@@ -30,28 +31,40 @@ def build_document(endpoints: Iterable[Endpoint], *, title: str, version: str, s
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    models: list[type[BaseModel]] = [Problem]
+    bodies: list[type[BaseModel]] = [Problem]
     for endpoint in known:
+        for answer in endpoint.answers.values():  # once more, as FastAPI leaves every null out of examples
+            _add_schema(schemas, answer.model, "serialization")
         operation = document["paths"][endpoint.path][endpoint.method.lower()]
         operation["responses"] = {
             status: answer
             for status, answer in operation["responses"].items()
             if int(status) in endpoint.answers or status in _problem_answers(endpoint)
         } | _problem_answers(endpoint)
+        for status, answer in endpoint.answers.items():
+            if answer.model is None:  # FastAPI takes every answer for JSON
+                operation["responses"][str(status)].get("content", {}).pop("application/json", None)
         if endpoint.body is not None:
-            models.append(endpoint.body)
+            bodies.append(endpoint.body)
         if endpoint.query is not None:
             operation["parameters"] = [*endpoint.parameters, *_query_parameters(endpoint.query, schemas)]
-    for model in models:
-        schema = model.model_json_schema(ref_template=REFERENCE)
-        schemas.update(schema.pop("$defs", {}))
-        schemas[model.__name__] = schema
+    for body in bodies:  # last: what a request may leave out wins where both know a model
+        _add_schema(schemas, body, "validation")
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     components["securitySchemes"] = {
         "AccessToken": {"type": "http", "scheme": "bearer", "bearerFormat": "ACCESS_TOKEN_ID:ACCESS_TOKEN_SECRET"}
     }
     return document
+
+
+def _add_schema(schemas: dict[str, Any], model: Any, mode: JsonSchemaMode) -> None:
+    """Put the schema of a model, or of a list of one, and of what it refers to into the components."""
+    for found in get_args(model) or (model,):
+        if found is not None:
+            schema = found.model_json_schema(ref_template=REFERENCE, mode=mode)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[found.__name__] = schema
 
 
 def _route(endpoint: Endpoint) -> APIRoute:

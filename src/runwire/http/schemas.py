@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    Strict,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import to_json
 
 from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields, MalformedBody
 from runwire.domain.lifecycle import Definition
 from runwire.domain.run import Run
-from runwire.domain.task import MAX_ID, ChainId, LogEntry, Number, RetryPolicy, StateCode, Target, Task, TaskId, Whole
+from runwire.domain.task import (
+    INTEGRAL,
+    MAX_ID,
+    ChainId,
+    LogEntry,
+    Number,
+    RetryPolicy,
+    StateCode,
+    Target,
+    Task,
+    TaskId,
+)
 from runwire.messaging.codec import LARGEST_DOCUMENT
 
 SAMPLE_TASK: dict[str, Any] = {
@@ -19,6 +41,62 @@ SAMPLE_TASK: dict[str, Any] = {
     "desc": "Export the run history every evening",
     "target": {"action": "export", "export_index": "runs", "export_format": "csv"},
     "trigger": {},
+}
+
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d([.,]\d+)?)?([Zz]|[+-]\d\d:?\d\d)")
+
+
+def _written(value: object) -> object:
+    """Only as text with date, time and offset: pydantic would also take seconds since 1970."""
+    if not isinstance(value, str) or INSTANT.fullmatch(value) is None:
+        msg = "must be an ISO 8601 time with an offset, such as 2026-05-26T14:35:00Z"
+        raise ValueError(msg)
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_written)]
+"""A time as a body may give it: ISO 8601 with date, time and offset; fractions are welcome."""
+
+
+EXAMPLE_TASK: dict[str, Any] = {
+    "id": 12345,
+    "chain": 1764,
+    "desc": "Export the run history every evening",
+    "state": {
+        "code": "DONE",
+        "last_run_date": "2026-05-26T14:35:00Z",
+        "last_modified": "2026-05-26T14:35:45Z",
+        "created_date": "2026-05-26T11:59:00Z",
+    },
+    "trigger": {},
+    "target": {"action": "export", "export_index": "runs", "export_format": "csv"},
+    "logs": [
+        {
+            "date": "2026-05-26T14:35:44Z",
+            "level": "info",
+            "message": "exported 1200 rows, 98304 bytes to Runs_Export-12345.csv",
+            "run": "019e6491-1d9c-7f6b-a3a2-7b1f5f0d8c11",
+        }
+    ],
+    "debug": None,
+    "version": 3,
+    "result": {"rows": 1200, "bytes": 98304, "file": "Runs_Export-12345.csv"},
+    "timeout": 3600,
+    "retry": None,
+}
+EXAMPLE_RUN: dict[str, Any] = {
+    "id": "019e6491-1d9c-7f6b-a3a2-7b1f5f0d8c11",
+    "task": 12345,
+    "chain": 1764,
+    "code": "DONE",
+    "attempt": 1,
+    "source": "http",
+    "accepted": "2026-05-26T14:35:00Z",
+    "started": "2026-05-26T14:35:00Z",
+    "finished": "2026-05-26T14:35:45Z",
+    "result": {"rows": 1200, "bytes": 98304, "file": "Runs_Export-12345.csv"},
+    "error": None,
 }
 
 
@@ -32,8 +110,10 @@ class TargetBody(BaseModel):
     export_format: Annotated[Literal["csv", "json"], Field(description="For `export`.")] | None = None
     campaign: (
         Annotated[
-            Whole,
+            int,
+            Strict(),
             Field(ge=-MAX_ID, le=MAX_ID, description="Campaign the task belongs to; lists can be filtered by it."),
+            INTEGRAL,
         ]
         | None
     ) = None
@@ -44,7 +124,7 @@ class TriggerBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    once: Annotated[AwareDatetime, Field(description="When to run (kept; not fired by this version).")] | None = None
+    once: Annotated[Instant, Field(description="When to run (kept; not fired by this version).")] | None = None
     repeat: (
         Annotated[Literal["daily", "weekly", "monthly"], Field(description="Kept; not fired by this version.")] | None
     ) = None
@@ -109,6 +189,8 @@ class LogView(BaseModel):
 class TaskView(BaseModel):
     """A task."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_TASK]})
+
     id: int
     chain: int
     desc: str
@@ -154,6 +236,8 @@ class RunErrorView(BaseModel):
 
 class RunView(BaseModel):
     """One execution of a task."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_RUN]})
 
     id: str
     task: int
