@@ -70,6 +70,7 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
             ).fetchall(),
             "log": connection.execute("SELECT * FROM log ORDER BY task, sequence").fetchall(),
             "position": connection.execute("SELECT * FROM position ORDER BY stream").fetchall(),
+            "tally": connection.execute("SELECT * FROM tally WHERE tasks <> 0 ORDER BY 1, 2, 3, 4").fetchall(),
         }
     connection.close()
     return found
@@ -209,7 +210,7 @@ async def test_whoever_waits_is_woken_with_what_the_next_read_shows(bus: Bus, ap
             found = await model.reader.task(1, log_limit=10, log_offset=0)
         assert run.result == {"run": "r1"}
         assert found.document.run == run
-        assert [entry.message for entry in found.logs] == ["run r1"]
+        assert [entry["message"] for entry in found.logs] == ["run r1"]
         assert len(model.waiters) == 0
 
 

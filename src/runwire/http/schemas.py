@@ -26,7 +26,6 @@ from runwire.domain.task import (
     INTEGRAL,
     MAX_ID,
     ChainId,
-    LogEntry,
     Number,
     RetryPolicy,
     StateCode,
@@ -252,6 +251,42 @@ class RunView(BaseModel):
     error: RunErrorView | None
 
 
+class LineView(BaseModel):
+    """One line of a run's log."""
+
+    line: Annotated[int, Field(description="Grows from line to line; not by one.")]
+    date: datetime
+    level: str
+    message: str
+
+
+class LogPageView(BaseModel):
+    """A stretch of a run's log."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "lines": [
+                        {
+                            "line": 4711,
+                            "date": "2026-05-26T14:35:44Z",
+                            "level": "info",
+                            "message": "exported 1200 rows, 98304 bytes to Runs_Export-12345.csv",
+                        }
+                    ],
+                    "next": 4711,
+                    "final": True,
+                }
+            ]
+        }
+    )
+
+    lines: Annotated[list[LineView], Field(description="Oldest first.")]
+    next: Annotated[int, Field(description="What to ask with as `after` the next time.")]
+    final: Annotated[bool, Field(description="The run has ended, and no more lines will come.")]
+
+
 class Problem(BaseModel):
     """Problem details (RFC 9457)."""
 
@@ -279,11 +314,11 @@ def parse_task(body: bytes) -> TaskBody:
     return task
 
 
-def task_view(task: Task, logs: list[LogEntry]) -> dict[str, Any]:
+def task_view(task: Task, logs: list[dict[str, JsonValue]]) -> dict[str, Any]:
     """The task as the API shows it: JSON-ready, fields in the contract's order."""
     view = task.model_dump(mode="json")
     rest = {name: view.pop(name) for name in ("debug", "version", "result", "timeout", "retry")}
-    return view | {"logs": [entry.model_dump(mode="json") for entry in logs]} | rest
+    return view | {"logs": logs} | rest
 
 
 def execute_view(code: StateCode, last_run: datetime | None, modified: datetime, created: datetime) -> dict[str, Any]:

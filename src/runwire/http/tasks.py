@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
-from urllib.parse import urlencode
+from typing import Annotated
 from uuid import uuid4
 
 from pydantic import Field
@@ -22,6 +21,7 @@ from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
 from runwire.http.execute import FULL
 from runwire.http.lookup import find_task, task_id
+from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
 from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, task_view
 from runwire.http.services import Services, services
@@ -88,10 +88,7 @@ async def list_tasks(request: Request) -> Response:
         chains=_chains(principal, query.chain), code=query.status, action=query.action, campaign=query.campaign_id
     )
     tasks, total = await parts.reader.tasks(which, limit=query.limit, offset=query.offset)
-    headers = {"X-Total-Count": str(total), "Cache-Control": "no-store"}
-    links = _links(request, limit=query.limit, offset=query.offset, total=total)
-    if links:
-        headers["Link"] = links
+    headers = page_headers(request, limit=query.limit, offset=query.offset, total=total)
     return Response(
         json_bytes([task_view(found.document.task, found.logs) for found in tasks]), 200, headers, "application/json"
     )
@@ -148,28 +145,7 @@ def _chains(principal: Principal, chain: int | None) -> tuple[int, ...]:
     return tuple(principal.levels)
 
 
-def _links(request: Request, *, limit: int, offset: int, total: int) -> str:
-    """The Link header (RFC 8288) of a page: first, prev, next, last, as far as there are such pages."""
-    last = max(0, (total - 1) // limit * limit)
-    pages = {"first": 0, "prev": max(0, offset - limit), "next": offset + limit, "last": last}
-    if offset == 0:
-        del pages["prev"]
-    if offset + limit >= total:
-        del pages["next"]
-
-    def url(start: int) -> str:
-        query: dict[str, Any] = {**request.query_params, "limit": limit, "offset": start}
-        return f"{request.url.path}?{urlencode(query)}"
-
-    return ", ".join(f'<{url(start)}>; rel="{name}"' for name, start in pages.items())
-
-
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}
-PAGING = {
-    "X-Total-Count": {"schema": {"type": "integer"}, "description": "How many there are in all."},
-    "Link": {"schema": {"type": "string"}, "description": "first, prev, next and last page (RFC 8288)."},
-}
-
 ENDPOINTS = (
     Endpoint(
         method="POST", path="/tasks", handle=create_task, body=TaskBody,

@@ -1,4 +1,4 @@
-"""The SQLite file: open it, bring its schema up to date, one connection to write and one to read.
+"""The SQLite file: open it, bring its schema up to date, one connection to write and a few to read.
 
 aiosqlite runs each connection in a thread of its own, and every call into it is a hop between threads. A batch
 of events is therefore one call (:meth:`Database.transact`), not one per statement.
@@ -6,9 +6,12 @@ of events is therefore one call (:meth:`Database.transact`), not one per stateme
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import logging
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 from typing import IO, TypeVar
@@ -19,13 +22,19 @@ from runwire.domain.errors import SetupError
 
 T = TypeVar("T")
 
+log = logging.getLogger("runwire.readmodel")
+
+LAYOUT = 2
+"""``application_id`` of the files this version can go on with; others are as good as none, and are built anew."""
+READERS = 3
+"""Connections that read: a page that takes long does not hold up the others."""
 PRAGMAS = (
     "PRAGMA journal_mode = WAL",  # readers never wait for the projector
     "PRAGMA synchronous = NORMAL",  # a power cut may undo the last commits, never tear them; they are read again
     "PRAGMA busy_timeout = 5000",
     "PRAGMA wal_autocheckpoint = 4000",  # pages: 16 MB between two of them
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA cache_size = -65536",  # 64 MiB
+    "PRAGMA cache_size = -32768",  # 32 MiB for each connection
     "PRAGMA trusted_schema = OFF",
 )
 
@@ -42,12 +51,15 @@ class Connection(aiosqlite.Connection):
 class Database:
     """An open read model. Locked: a second process on the same file is refused."""
 
-    def __init__(self, path: Path, lock: IO[str], writer: Connection, reader: Connection) -> None:
+    def __init__(self, path: Path, lock: IO[str], writer: Connection, readers: list[Connection]) -> None:
         """Use :func:`open_database`."""
         self.path = path
         self._lock = lock
         self._writer = writer
-        self._reader = reader
+        self._readers = readers
+        self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()  # the one that was used last has a warm cache
+        for reader in readers:
+            self._idle.put_nowait(reader)
 
     async def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function in one write transaction; all of it is stored, or nothing."""
@@ -65,32 +77,61 @@ class Database:
 
         return await self._writer.call(transaction)
 
+    async def write(self, function: Callable[[sqlite3.Connection], object]) -> None:
+        """Run a function over the writing connection, outside of a transaction."""
+        await self._writer.call(function)
+
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function over a read-only connection."""
-        return await self._reader.call(function)
+        """Run a function over a read-only connection; all it reads is of the same moment."""
+
+        def snapshot(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN")
+            try:
+                return function(connection)
+            finally:
+                connection.execute("ROLLBACK")
+
+        reader = await self._idle.get()
+        try:
+            return await reader.call(snapshot)
+        finally:
+            self._idle.put_nowait(reader)
 
     async def close(self) -> None:
-        """Close both connections and give up the lock. May be called twice."""
-        await self._reader.close()
-        await self._writer.close()
+        """Close all connections and give up the lock. May be called twice."""
+        for connection in (*self._readers, self._writer):
+            await connection.close()
         self._lock.close()
 
 
 async def open_database(path: Path) -> Database:
     """Open the file, create it if need be, and bring its schema up to date. Raises SetupError."""
     lock = _lock(path)
-    writer, reader = _new_connection(path), _new_connection(path)
+    connections = [_new_connection(path) for _ in range(1 + READERS)]
+    writer, *readers = connections
     try:
+        _drop_if_outdated(path)
         await _prepare(writer)
         await writer.call(_migrate)
-        await _prepare(reader)
-        await reader.execute("PRAGMA query_only = ON")
+        for reader in readers:
+            await _prepare(reader)
+            await reader.execute("PRAGMA query_only = ON")
     except sqlite3.Error as error:
-        await _close(writer)
-        await _close(reader)
+        for connection in connections:
+            await _close(connection)
         lock.close()
         raise SetupError(f"cannot open the read model {path}: {error}; it can be deleted, it is rebuilt") from None
-    return Database(path, lock, writer, reader)
+    return Database(path, lock, writer, readers)
+
+
+def _drop_if_outdated(path: Path) -> None:
+    """A file of another layout is deleted: everything in it is in the streams."""
+    with closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (layout,) = connection.execute("PRAGMA application_id").fetchone()
+    if version and layout != LAYOUT:
+        log.warning("%s is of another version, rebuilding", path, extra={"action": "rebuild"})
+        remove_database(path)
 
 
 def _lock(path: Path) -> IO[str]:
@@ -143,4 +184,5 @@ def _migrate(connection: sqlite3.Connection) -> None:
     scripts = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     for number, script in enumerate(scripts, start=1):
         if number > version:
-            connection.executescript(f"BEGIN;\n{script.read_text()}\nPRAGMA user_version = {number};\nCOMMIT;")
+            done = f"PRAGMA application_id = {LAYOUT};\nPRAGMA user_version = {number};"
+            connection.executescript(f"BEGIN;\n{script.read_text()}\n{done}\nCOMMIT;")

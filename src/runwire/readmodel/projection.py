@@ -1,14 +1,33 @@
-"""Event -> rows. Plain functions over a connection, to be called within a transaction; each may be repeated."""
+"""Event -> rows. Plain functions over a connection, to be called within a transaction; each may be repeated.
+
+A batch is staged in temporary tables and applied by a handful of statements, whatever its size: each of them
+runs without Python's lock, so that the event loop reads the next batch meanwhile. (A statement per row would
+have the two threads fight for the lock a few times a row.)
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain as chained
+from typing import Any
 
 from runwire.domain.lifecycle import Change, Document
-from runwire.domain.run import Run
 from runwire.domain.task import FINAL
+
+LARGEST_STATEMENT = 512
+"""Rows staged by one statement, at most; always a power of two, so that few statements are ever prepared."""
+STAGES = """
+CREATE TEMP TABLE IF NOT EXISTS staged_task (
+    id INTEGER PRIMARY KEY, chain INTEGER, sequence INTEGER, code TEXT, action TEXT, campaign INTEGER, document BLOB
+);
+CREATE TEMP TABLE IF NOT EXISTS staged_run (
+    sequence INTEGER PRIMARY KEY, task INTEGER, id TEXT, code TEXT, document BLOB
+);
+CREATE TEMP TABLE IF NOT EXISTS staged_log (task INTEGER, sequence INTEGER, run TEXT, entry BLOB);
+"""
+"""Run once on the connection that writes."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +37,8 @@ class EventRecord:
     sequence: int
     document: Document
     payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """As they came: the CloudEvents attributes, among others."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +53,41 @@ class LogRecord:
 
 def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord], *, history: int) -> None:
     """Bring the rows up to date with these events, in stream order. ``history``: ended runs kept per task and code."""
-    batch = list(records)
-    last = {record.document.task.id: record.sequence for record in batch}
-    for record in batch:
-        task = record.document.task.id
-        if record.document.change is Change.DELETED:
-            _delete_task(connection, task)
+    last: dict[int, EventRecord] = {}
+    ended: dict[int, list[EventRecord]] = {}
+    for record in records:
+        document = record.document
+        task = document.task.id
+        if document.change is Change.DELETED:
+            last.pop(task, None)
+            ended.pop(task, None)
+            _delete_task(connection, task, record.sequence)
             continue
-        if record.sequence == last[task]:
-            _upsert_task(connection, record)
-        run = record.document.run
-        if run is not None and run.code in FINAL and record.document.change is Change.CONCLUDED:
-            _add_run(connection, run, record.sequence, history)
+        last[task] = record
+        if document.run is not None and document.run.code in FINAL and document.change is Change.CONCLUDED:
+            ended.setdefault(task, []).append(record)
+    if last:
+        _upsert_tasks(connection, list(last.values()))
+    if ended:
+        _add_runs(connection, list(chained.from_iterable(ended.values())), history)
 
 
 def apply_logs(connection: sqlite3.Connection, records: Iterable[LogRecord], *, lines: int) -> None:
-    """Add these log lines. ``lines``: how many are kept per task."""
-    tasks = set()
-    for record in records:
-        connection.execute(
-            "INSERT OR REPLACE INTO log (task, sequence, run, entry) VALUES (?, ?, ?, ?)",
-            (record.task, record.sequence, record.run, record.payload),
-        )
-        tasks.add(record.task)
-    for task in tasks:
-        connection.execute(
-            "DELETE FROM log WHERE task = ? AND sequence <= "
-            "(SELECT sequence FROM log WHERE task = ? ORDER BY sequence DESC LIMIT 1 OFFSET ?)",
-            (task, task, lines),
-        )
+    """Add these log lines, but for those of deleted tasks. ``lines``: how many are kept per task."""
+    rows = [(record.task, record.sequence, record.run, record.payload) for record in records]
+    _stage(connection, "staged_log", rows)
+    connection.execute(
+        "INSERT OR REPLACE INTO log (task, sequence, run, entry) SELECT task, sequence, run, entry FROM staged_log "
+        "WHERE task NOT IN (SELECT task FROM deleted)"
+    )
+    connection.execute(
+        "DELETE FROM log WHERE (task, sequence) IN (SELECT log.task, log.sequence "
+        "FROM (SELECT DISTINCT task FROM staged_log) AS touched JOIN log ON log.task = touched.task "
+        "WHERE log.sequence <= (SELECT sequence FROM log AS kept WHERE kept.task = touched.task "
+        "ORDER BY sequence DESC LIMIT 1 OFFSET ?))",
+        (lines,),
+    )
+    connection.execute("DELETE FROM staged_log")
 
 
 def set_position(connection: sqlite3.Connection, stream: str, identity: str, sequence: int) -> None:
@@ -76,55 +103,114 @@ def position(stream: str, connection: sqlite3.Connection) -> tuple[str, int]:
     return (row[0], row[1]) if row else ("", 0)
 
 
-def clear(stream: str, connection: sqlite3.Connection, *, events: bool) -> None:
-    """Forget everything that came of a stream: of EVENTS (``events``) or of LOGS."""
-    for table in ("task", "run") if events else ("log",):
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - one of three names above
+def clear(connection: sqlite3.Connection, *, stream: str, tables: Iterable[str]) -> None:
+    """Forget everything that came of a stream: these tables hold nothing else."""
+    for table in tables:
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
     connection.execute("DELETE FROM position WHERE stream = ?", (stream,))
 
 
-def _upsert_task(connection: sqlite3.Connection, record: EventRecord) -> None:
-    task = record.document.task
-    campaign = task.target.parameters.get("campaign")
-    campaign = campaign if isinstance(campaign, int) else None
-    updated = connection.execute(  # most events leave alone what the other indexes hold, and so do we
-        "UPDATE task SET sequence = ?, code = ?, document = ? "
-        "WHERE id = ? AND chain = ? AND action = ? AND campaign IS ?",
-        (record.sequence, task.state.code.value, record.payload, task.id, task.chain, task.target.action, campaign),
-    )
-    if updated.rowcount:
-        return
-    connection.execute(
-        "INSERT INTO task (id, chain, sequence, code, action, campaign, document) VALUES (?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (id) DO UPDATE SET chain = excluded.chain, sequence = excluded.sequence, code = excluded.code, "
-        "action = excluded.action, campaign = excluded.campaign, document = excluded.document",
-        (
-            task.id,
-            task.chain,
-            record.sequence,
-            task.state.code.value,
-            task.target.action,
-            campaign,
-            record.payload,
-        ),
-    )
-
-
-def _add_run(connection: sqlite3.Connection, run: Run, sequence: int, history: int) -> None:
-    code = run.code.value
-    added = connection.execute(
-        "INSERT INTO run (task, id, code, sequence, ordinal, document) VALUES (?1, ?2, ?3, ?4, "
-        "(SELECT coalesce(max(ordinal), 0) + 1 FROM run WHERE task = ?1 AND code = ?3), ?5) "
-        "ON CONFLICT (task, id) DO NOTHING RETURNING ordinal",
-        (run.task, run.id, code, sequence, run.model_dump_json().encode()),
-    ).fetchone()
-    if added is not None and added[0] > history:
-        connection.execute(
-            "DELETE FROM run WHERE task = ? AND code = ? AND ordinal <= ?", (run.task, code, added[0] - history)
+def _upsert_tasks(connection: sqlite3.Connection, records: Sequence[EventRecord]) -> None:
+    """The tasks as these events have them, each task once; and the tally with them."""
+    rows = []
+    for record in records:
+        task = record.document.task
+        campaign = task.target.parameters.get("campaign")
+        rows.append(
+            (
+                task.id,
+                task.chain,
+                record.sequence,
+                task.state.code.value,
+                task.target.action,
+                campaign if isinstance(campaign, int) else None,
+                record.payload,
+            )
         )
+    _stage(connection, "staged_task", rows)
+    _count(
+        connection,
+        "SELECT task.chain, task.action, task.campaign, task.code, -1 AS tasks FROM staged_task JOIN task USING (id) "
+        "UNION ALL SELECT chain, action, campaign, code, 1 FROM staged_task",
+    )
+    # SQLite renews the index entries of every column that is set: most events leave them all alone, and so do we.
+    same = (
+        "task.id = staged.id AND task.chain = staged.chain AND task.action = staged.action "
+        "AND task.campaign IS staged.campaign"
+    )
+    connection.execute(
+        "UPDATE task SET sequence = staged.sequence, document = staged.document "  # noqa: S608 - text of ours
+        f"FROM staged_task AS staged WHERE {same} AND task.code = staged.code"
+    )
+    connection.execute(
+        "UPDATE task SET sequence = staged.sequence, document = staged.document, code = staged.code "  # noqa: S608
+        f"FROM staged_task AS staged WHERE {same} AND task.code <> staged.code"
+    )
+    connection.execute(
+        "INSERT INTO task (id, chain, sequence, code, action, campaign, document) "
+        "SELECT id, chain, sequence, code, action, campaign, document FROM staged_task AS staged "
+        "WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.id = staged.id AND task.sequence = staged.sequence) "
+        "ON CONFLICT (id) DO UPDATE SET chain = excluded.chain, sequence = excluded.sequence, code = excluded.code, "
+        "action = excluded.action, campaign = excluded.campaign, document = excluded.document"
+    )
+    connection.execute("DELETE FROM deleted WHERE task IN (SELECT id FROM staged_task)")
+    connection.execute("DELETE FROM staged_task")
 
 
-def _delete_task(connection: sqlite3.Connection, task: int) -> None:
+def _count(connection: sqlite3.Connection, changes: str, values: tuple[object, ...] = ()) -> None:
+    """Change the tally by the rows (chain, action, campaign, code, tasks) that the query ``changes`` yields."""
+    connection.execute(
+        "INSERT INTO tally (chain, action, campaign, code, tasks) "  # noqa: S608 - queries of ours
+        "SELECT chain, iif(by_action, action, ''), iif(by_campaign, campaign, ''), code, sum(tasks) "
+        f"FROM ({changes}) "
+        "JOIN (SELECT 0 AS by_action UNION ALL SELECT 1) JOIN (SELECT 0 AS by_campaign UNION ALL SELECT 1) "
+        "WHERE NOT (by_campaign AND campaign IS NULL) GROUP BY 1, 2, 3, 4 HAVING sum(tasks) <> 0 "
+        "ON CONFLICT (chain, action, campaign, code) DO UPDATE SET tasks = tally.tasks + excluded.tasks",
+        values,
+    )
+
+
+def _add_runs(connection: sqlite3.Connection, records: Sequence[EventRecord], history: int) -> None:
+    rows = []
+    for record in records:
+        run = record.document.run
+        if run is not None:
+            rows.append((record.sequence, run.task, run.id, run.code.value, run.model_dump_json().encode()))
+    _stage(connection, "staged_run", rows)
+    connection.execute(
+        "INSERT OR IGNORE INTO run (sequence, task, id, code, ordinal, document) "
+        "SELECT sequence, task, id, code, row_number() OVER (PARTITION BY task, code ORDER BY sequence) + coalesce("
+        "(SELECT max(ordinal) FROM run WHERE run.task = staged.task AND run.code = staged.code), 0), document "
+        "FROM staged_run AS staged"
+    )
+    connection.execute(
+        "DELETE FROM run WHERE sequence IN (SELECT run.sequence "
+        "FROM (SELECT DISTINCT task, code FROM staged_run) AS touched "
+        "JOIN run ON run.task = touched.task AND run.code = touched.code "
+        "WHERE run.ordinal <= (SELECT max(ordinal) FROM run AS newest "
+        "WHERE newest.task = touched.task AND newest.code = touched.code) - ?)",
+        (history,),
+    )
+    connection.execute("DELETE FROM staged_run")
+
+
+def _delete_task(connection: sqlite3.Connection, task: int, sequence: int) -> None:
+    _count(connection, "SELECT chain, action, campaign, code, -1 AS tasks FROM task WHERE id = ?", (task,))
     connection.execute("DELETE FROM task WHERE id = ?", (task,))
     connection.execute("DELETE FROM run WHERE task = ?", (task,))
     connection.execute("DELETE FROM log WHERE task = ?", (task,))
+    connection.execute("INSERT OR REPLACE INTO deleted (task, sequence) VALUES (?, ?)", (task, sequence))
+
+
+def _stage(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Put rows into one of the temporary tables, many at a time."""
+    begin = 0
+    while begin < len(rows):
+        size = min(LARGEST_STATEMENT, 1 << (len(rows) - begin).bit_length() - 1)
+        part = rows[begin : begin + size]
+        row = f"({', '.join('?' * len(part[0]))})"
+        connection.execute(
+            f"INSERT INTO {table} VALUES {', '.join([row] * size)}",  # noqa: S608 - name of ours, values bound
+            list(chained.from_iterable(part)),
+        )
+        begin += size

@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 from nats.aio.msg import Msg
@@ -26,6 +27,7 @@ from runwire.domain.errors import Undecodable
 from runwire.domain.run import Run
 from runwire.messaging import codec, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.place import place_of
 from runwire.messaging.pull import Puller
 from runwire.readmodel import projection
 from runwire.readmodel.database import Database
@@ -35,7 +37,7 @@ from runwire.readmodel.waiters import Milestones, Waiters
 
 log = logging.getLogger("runwire.readmodel")
 
-WINDOW = 2000
+WINDOW = 4000
 """Messages of one stream in memory or on their way, at most."""
 RETRY_PAUSE = 0.5
 """Seconds before a batch that the disk did not take is tried again."""
@@ -45,10 +47,16 @@ PATIENCE_WITH_LOGS = 2.0
 
 @dataclass
 class Source:
-    """One stream, as far as it has been read."""
+    """One stream: how it is read, what becomes of it, and how far it has been read."""
 
     stream: str
     filter: str
+    decode: Callable[[Msg, int], Any]
+    """(message, its sequence) -> record; None: it is garbled, and left out."""
+    apply: Callable[[sqlite3.Connection, list[Any]], None]
+    """Brings the rows up to date with some records, within a transaction."""
+    tables: tuple[str, ...]
+    """What comes of this stream alone."""
     identity: str = ""
     """When the stream was created."""
     committed: int = 0
@@ -58,7 +66,8 @@ class Source:
     consumer: str = ""
     delivered: int = 0
     """The consumer's own sequence of the last message: the next one is +1, or something was lost."""
-    arrived: list[Msg] = field(default_factory=list)
+    arrived: list[tuple[int, Any]] = field(default_factory=list)
+    """(sequence, record) of what is not yet applied."""
     stale: bool = True
     """The consumer has to be made anew."""
     puller: Puller = field(init=False)
@@ -73,10 +82,22 @@ class Projector:
         self._database = database
         self._heads = heads
         self._waiters = waiters
-        self._history = history
-        self._events = Source(subjects.EVENTS, subjects.ALL_EVENTS)
-        self._logs = Source(subjects.LOGS, subjects.ALL_LOGS)
+        self._events = Source(
+            subjects.EVENTS,
+            subjects.ALL_EVENTS,
+            decode=_event,
+            apply=lambda connection, records: projection.apply_events(connection, records, history=history),
+            tables=("task", "tally", "run", "deleted"),
+        )
+        self._logs = Source(
+            subjects.LOGS,
+            subjects.ALL_LOGS,
+            decode=_log_line,
+            apply=lambda connection, lines: projection.apply_logs(connection, lines, lines=streams.LOG_LINES_PER_TASK),
+            tables=("log",),
+        )
         self._sources = (self._events, self._logs)
+        """In the order in which a transaction applies them."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._late: list[tuple[float, Run]] = []
@@ -86,9 +107,12 @@ class Projector:
         """Set once everything that was in the streams at the start has been read."""
         self.trouble: str | None = None
         """Why nothing can be written at the moment; None: all is well."""
+        self.listeners: list[Callable[[list[EventRecord]], None]] = []
+        """Called with the events of every batch once it is committed."""
 
     async def start(self) -> None:
         """Begin to read. Returns when the consumers stand; :attr:`caught_up` says when the rows do."""
+        await self._database.write(lambda connection: connection.executescript(projection.STAGES))
         for source in self._sources:
             source.identity, source.committed = await self._database.read(partial(projection.position, source.stream))
             source.puller = Puller(self._bus, on_message=self._receiver(source), on_reset=self._resetter(source))
@@ -120,15 +144,16 @@ class Projector:
 
     def _receiver(self, source: Source) -> Callable[[Msg], None]:
         def receive(message: Msg) -> None:
-            metadata = message.metadata
-            if metadata.consumer != source.consumer or source.stale:
+            place = place_of(message)
+            if place.consumer != source.consumer or source.stale:
                 return  # from a consumer that has been given up
-            if metadata.sequence.consumer != source.delivered + 1:
+            if place.delivered != source.delivered + 1:
                 log.info("gap in %s, reading on from %d", source.stream, source.committed, extra={"action": "gap"})
                 source.stale = True
             else:
                 source.delivered += 1
-                source.arrived.append(message)
+                # Decoded here, so that it happens while the batch before is being written.
+                source.arrived.append((place.sequence, source.decode(message, place.sequence)))
             self._wake.set()
 
         return receive
@@ -147,7 +172,7 @@ class Projector:
         if identity != source.identity or last < source.committed:
             if source.committed:
                 log.warning("%s is a new stream, rebuilding", source.stream, extra={"action": "rebuild"})
-            await self._database.transact(partial(projection.clear, source.stream, events=source is self._events))
+            await self._database.transact(partial(projection.clear, stream=source.stream, tables=source.tables))
             self._heads.clear()
             source.identity, source.committed = identity, 0
         source.consumer = f"projector-{uuid4().hex[:12]}"
@@ -193,33 +218,27 @@ class Projector:
 
     async def _apply_arrived(self) -> None:
         """One transaction for everything that has arrived; then the waiting calls."""
-        events, logs = list(self._events.arrived), list(self._logs.arrived)
-        if not events and not logs:
+        batches = [(source, list(source.arrived)) for source in self._sources if source.arrived]
+        if not batches:
             self._settle_late()
             return
-        event_records = [record for message in events if (record := _event(message))]
-        log_records = [line for message in logs if (line := _log_line(message))]
+        records = {source.stream: [record for _, record in batch if record is not None] for source, batch in batches}
 
         def apply(connection: sqlite3.Connection) -> None:
-            projection.apply_events(connection, event_records, history=self._history)
-            projection.apply_logs(connection, log_records, lines=streams.LOG_LINES_PER_TASK)
-            for source, messages in ((self._events, events), (self._logs, logs)):
-                if messages:
-                    sequence = messages[-1].metadata.sequence.stream
-                    projection.set_position(connection, source.stream, source.identity, sequence)
+            for source, batch in batches:
+                source.apply(connection, records[source.stream])
+                projection.set_position(connection, source.stream, source.identity, batch[-1][0])
 
         await self._database.transact(apply)
         self.trouble = None
-        for source, messages in ((self._events, events), (self._logs, logs)):
-            await self._committed(source, messages)
-        self._tell(event_records)
+        for source, batch in batches:
+            await self._committed(source, batch)
+        self._tell(records.get(subjects.EVENTS, []))
         self._check_caught_up()
 
-    async def _committed(self, source: Source, messages: list[Msg]) -> None:
-        if not messages:
-            return
-        source.committed = messages[-1].metadata.sequence.stream
-        del source.arrived[: len(messages)]
+    async def _committed(self, source: Source, batch: list[tuple[int, Any]]) -> None:
+        source.committed = batch[-1][0]
+        del source.arrived[: len(batch)]
         room = WINDOW - len(source.arrived) - source.puller.outstanding
         if room > WINDOW // 2 and not source.stale:
             await source.puller.request(room)
@@ -236,6 +255,8 @@ class Projector:
                 else:
                     self._waiters.ended(run)
         self.milestones.advance(self._events.committed)
+        for listener in self.listeners:
+            listener(records)
         self._settle_late()
 
     def _settle_late(self) -> None:
@@ -258,20 +279,20 @@ class Projector:
             self.caught_up.set()
 
 
-def _event(message: Msg) -> EventRecord | None:
+def _event(message: Msg, sequence: int) -> EventRecord | None:
     try:
         document = codec.decode(message.data)
     except Undecodable as undecodable:
         log.error("skipped an event on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
         return None
-    return EventRecord(message.metadata.sequence.stream, document, message.data)
+    return EventRecord(sequence, document, message.data, message.headers or {})
 
 
-def _log_line(message: Msg) -> LogRecord | None:
+def _log_line(message: Msg, sequence: int) -> LogRecord | None:
     try:
         _, task = subjects.parse(message.subject)
         entry = codec.decode_log(message.data)
     except Undecodable as undecodable:
         log.error("skipped a log line on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
         return None
-    return LogRecord(message.metadata.sequence.stream, task, entry.run, message.data)
+    return LogRecord(sequence, task, entry.run, message.data)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+from pydantic import JsonValue
+from pydantic_core import from_json
 
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import Run
-from runwire.domain.task import LogEntry, StateCode
+from runwire.domain.task import FINAL, StateCode
+from runwire.messaging import subjects
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
+from runwire.readmodel.projection import position
 
 LOGS_IN_LISTS = 10
 """Log entries each task brings along in a list: as many as a single task does by default."""
+
+LogLine = dict[str, JsonValue]
+"""A log entry as the API shows it: ``{date, level, message, run}``."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class TaskWithLogs:
     """A task's document and some of its log entries, newest last."""
 
     document: Document
-    logs: list[LogEntry]
+    logs: list[LogLine]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +84,15 @@ class Reader:
         """A page of tasks, sorted by id, and how many there are in all."""
 
         def query(connection: sqlite3.Connection) -> tuple[list[TaskWithLogs], int]:
-            where, values = _conditions(which)
-            (total,) = connection.execute(f"SELECT count(*) FROM task WHERE {where}", values).fetchone()  # noqa: S608 - conditions of ours, values bound
-            rows = connection.execute(
-                f"SELECT id, document FROM task WHERE {where} ORDER BY id LIMIT ? OFFSET ?",  # noqa: S608 - as above
-                (*values, limit, offset),
-            ).fetchall()
-            page = [
-                TaskWithLogs(
-                    Document.model_validate_json(document), _logs(connection, task, limit=LOGS_IN_LISTS, offset=0)
-                )
-                for task, document in rows
-            ]
+            total = _count(connection, which)
+            if offset >= total:
+                return [], total
+            page = []
+            for task in _ids(connection, which, limit=limit, offset=offset):
+                row = _document_row(connection, task)
+                if row is not None:
+                    logs = _logs(connection, task, limit=LOGS_IN_LISTS, offset=0)
+                    page.append(TaskWithLogs(Document.model_validate_json(row[1]), logs))
             return page, total
 
         return await self._database.read(query)
@@ -100,6 +109,50 @@ class Reader:
         )
         return Run.model_validate_json(row[0]) if row else None
 
+    async def ended_runs(self, task: int, *, code: StateCode | None, limit: int, offset: int) -> tuple[list[Run], int]:
+        """A page of the task's ended runs, newest first, and how many are kept in all."""
+        codes = tuple(FINAL if code is None else FINAL & {code})
+
+        def query(connection: sqlite3.Connection) -> tuple[list[Run], int]:
+            total = 0
+            for found in codes:
+                total += connection.execute(
+                    "SELECT coalesce(max(ordinal) - min(ordinal) + 1, 0) FROM run WHERE task = ? AND code = ?",
+                    (task, found),
+                ).fetchone()[0]
+            stretches = [
+                _firsts(
+                    connection.execute(
+                        "SELECT sequence FROM run WHERE task = ? AND code = ? ORDER BY ordinal DESC", (task, found)
+                    )
+                )
+                for found in codes
+            ]
+            sequences = list(islice(heapq.merge(*stretches, reverse=True), offset, offset + limit))
+            documents = [
+                connection.execute("SELECT document FROM run WHERE sequence = ?", (sequence,)).fetchone()[0]
+                for sequence in sequences
+            ]
+            return [Run.model_validate_json(document) for document in documents], total
+
+        return await self._database.read(query)
+
+    async def lines(self, task: int, run: str, *, after: int, limit: int) -> tuple[list[tuple[int, LogLine]], int]:
+        """Log entries of a run with their lines (LOGS sequences), oldest first, from the one after ``after`` on.
+
+        And the line up to which everything there is has been read.
+        """
+
+        def query(connection: sqlite3.Connection) -> tuple[list[tuple[int, bytes]], int]:
+            rows = connection.execute(
+                "SELECT sequence, entry FROM log WHERE task = ? AND run = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                (task, run, after, limit),
+            ).fetchall()
+            return rows, position(subjects.LOGS, connection)[1]
+
+        rows, read_up_to = await self._database.read(query)
+        return [(sequence, from_json(entry)) for sequence, entry in rows], read_up_to
+
 
 def _document_row(connection: sqlite3.Connection, task: int) -> tuple[int, bytes] | None:
     row: tuple[int, bytes] | None = connection.execute(
@@ -108,19 +161,57 @@ def _document_row(connection: sqlite3.Connection, task: int) -> tuple[int, bytes
     return row
 
 
-def _logs(connection: sqlite3.Connection, task: int, *, limit: int, offset: int) -> list[LogEntry]:
+def _logs(connection: sqlite3.Connection, task: int, *, limit: int, offset: int) -> list[LogLine]:
     rows = connection.execute(
         "SELECT entry FROM log WHERE task = ? ORDER BY sequence DESC LIMIT ? OFFSET ?", (task, limit, offset)
     ).fetchall()
-    return [LogEntry.model_validate_json(entry) for (entry,) in reversed(rows)]
+    return [from_json(entry) for (entry,) in reversed(rows)]
 
 
-def _conditions(which: TaskFilter) -> tuple[str, tuple[object, ...]]:
-    """The WHERE clause of a filter and the values for its parameters."""
-    clauses = [f"chain IN ({', '.join('?' * len(which.chains))})"]
-    values: list[object] = list(which.chains)
-    for column, value in (("code", which.code), ("action", which.action), ("campaign", which.campaign)):
-        if value is not None:
-            clauses.append(f"{column} = ?")
-            values.append(value)
-    return " AND ".join(clauses), tuple(values)
+def _count(connection: sqlite3.Connection, which: TaskFilter) -> int:
+    """How many tasks the filter lets through, by the tally: a few rows for each chain."""
+    action = which.action or ""
+    campaign = "" if which.campaign is None else str(which.campaign)
+    total = 0
+    for chain, code in product(which.chains, _codes(which.code)):
+        row = connection.execute(
+            "SELECT tasks FROM tally WHERE chain = ? AND action = ? AND campaign = ? AND code = ?",
+            (chain, action, campaign, code),
+        ).fetchone()
+        total += row[0] if row else 0
+    return total
+
+
+def _ids(connection: sqlite3.Connection, which: TaskFilter, *, limit: int, offset: int) -> list[int]:
+    """The ids of a page: one stretch of an index, or a few of them merged as far as the page reaches."""
+    stretches = list(stretches_of(which))
+    if len(stretches) == 1:
+        sql, values = stretches[0]
+        rows = connection.execute(f"{sql} LIMIT ? OFFSET ?", (*values, limit, offset))
+        return list(_firsts(rows))
+    merged = heapq.merge(*(_firsts(connection.execute(sql, values)) for sql, values in stretches))
+    return list(islice(merged, offset, offset + limit))
+
+
+def stretches_of(which: TaskFilter) -> Iterator[tuple[str, tuple[object, ...]]]:
+    """The queries whose results, merged, are the ids that a filter lets through; each reads its index and no more."""
+    equal: list[tuple[str, object]] = []
+    if which.campaign is not None:
+        equal.append(("campaign", which.campaign))
+    if which.action is not None:
+        equal.append(("action", which.action))
+    index = "task_by_" + ("_and_".join(column for column, _ in equal) or ("code" if which.code else "chain"))
+    codes = _codes(which.code) if equal else (which.code,)
+    for chain, code in product(which.chains, codes):
+        columns = [("chain", chain), *equal, *([("code", code)] if code else [])]
+        where = " AND ".join(f"{column} = ?" for column, _ in columns)
+        sql = f"SELECT id FROM task INDEXED BY {index} WHERE {where} ORDER BY id"  # noqa: S608 - names of ours, values bound
+        yield sql, tuple(value for _, value in columns)
+
+
+def _codes(code: StateCode | None) -> tuple[StateCode, ...]:
+    return tuple(StateCode) if code is None else (code,)
+
+
+def _firsts(rows: Iterable[tuple[Any, ...]]) -> Iterator[int]:
+    return (row[0] for row in rows)
