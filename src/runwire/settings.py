@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     """How long a stopping worker lets its runs finish before it hands them back."""
     max_waiters: Annotated[int, Field(ge=1)] = 10_000
     """Calls that may wait for a run in one adapter; beyond them the answer is 202 at once."""
+    max_streams: Annotated[int, Field(ge=1)] = 1000
+    """Event streams that may be open at once in one adapter; beyond them the answer is 503."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Log lines of at least this level are written to stderr."""
 

@@ -27,6 +27,7 @@ from runwire.messaging import deadletters, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.process import notify_ready
 from runwire.readmodel.database import Database, open_database
+from runwire.readmodel.feed import Feed
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projector import Projector
 from runwire.readmodel.reader import Reader
@@ -39,6 +40,8 @@ PRESSURE_INTERVAL = 2.0
 """Seconds between two looks at how full the streams are."""
 PROGRESS_INTERVAL = 2.0
 """Seconds between two lines about a read model that is catching up."""
+UNREAD_TIMEOUT = 60
+"""Seconds a client may leave what was sent to it unread before the system cuts the connection."""
 SHUTDOWN_GRACE = 5
 """Seconds that answers may take to be written when the adapter stops."""
 
@@ -121,12 +124,15 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     heads, waiters = Heads(), Waiters(settings.max_waiters)
     projector = await start_projector(bus, database, heads, waiters, settings)
     stack.push_async_callback(projector.stop)
+    feed = Feed(bus, position=projector.progress[0], limit=settings.max_streams)
+    projector.listeners.append(feed.publish)
     services = Services(
         settings=settings,
         bus=bus,
         reader=Reader(database, heads),
         waiters=waiters,
         milestones=projector.milestones,
+        feed=feed,
         authenticate=Authenticator(bus),
         checks=lambda: _checks(services, projector),
         server_key=await site.server_key(bus),
@@ -204,6 +210,8 @@ def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # handed down to every connection; a vanished client is noticed by it, too
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT * 1000)
     try:
         listener.bind((settings.http_host, settings.http_port))
     except OSError as error:

@@ -8,6 +8,7 @@
       RequestError            what a caller did or met; http/problems.py maps it to a status
         MalformedId             the id in the path is no task or run id
         MalformedKey            the Idempotency-Key is not one
+        MalformedEventId        the Last-Event-ID is not one
         MalformedBody           the body is no JSON
         BodyTooLarge            more bytes than accepted
         InvalidFields           the body is JSON, but not what is asked for
@@ -20,6 +21,7 @@
         BrokerAway              the broker does not answer, and the read model alone cannot tell: try again
         RunFailed               the run ended as ERROR, and the caller asked for a failing status
         Draining                this adapter is stopping: try again
+        TooManyStreams          this adapter serves as many event streams as it may: try again, or another one
       Conflict                somebody else appended to the task first
       Undecodable             a message of the bus that is not what its subject promises
       Retry, Fail             what an action raises to say how it ended
@@ -65,6 +67,12 @@ class MalformedKey(RequestError):
     """The Idempotency-Key header is not 1 to 255 visible ASCII characters."""
 
     code = "malformed_idempotency_key"
+
+
+class MalformedEventId(RequestError):
+    """The Last-Event-ID header is not the id of an event: a number."""
+
+    code = "malformed_event_id"
 
 
 class MalformedBody(RequestError):
@@ -179,6 +187,12 @@ class Draining(RequestError):
     """This adapter is stopping and takes nothing new."""
 
     code = "draining"
+
+
+class TooManyStreams(RequestError):
+    """This adapter serves as many event streams as it may."""
+
+    code = "too_many_streams"
 
 
 class Conflict(RunwireError):

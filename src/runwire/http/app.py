@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from runwire.http import execute, health, openapi, problem_pages, problems, runs, tasks
+from runwire.http import execute, health, openapi, problem_pages, problems, runs, streams, tasks
 from runwire.http.endpoint import Endpoint, Handler
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -19,6 +19,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *tasks.ENDPOINTS,
     *execute.ENDPOINTS,
     *runs.ENDPOINTS,
+    *streams.ENDPOINTS,
     *health.ENDPOINTS,
     *problem_pages.ENDPOINTS,
 )

@@ -38,3 +38,11 @@ async def find_task(parts: Services, principal: Principal, task: int, level: Acc
         raise TaskNotFound(f"There is no task {task}.")
     principal.require_task(level, document.task.chain, task)
     return document
+
+
+def readable_chains(principal: Principal, chain: int | None) -> tuple[int, ...]:
+    """The chains a list or a stream covers: those the principal may read, or the one it asked for. Raises Forbidden."""
+    if chain is not None:
+        principal.require(AccessLevel.VIEWER, chain)
+        return (chain,)
+    return tuple(principal.levels)

@@ -35,6 +35,7 @@ def build_document(endpoints: Iterable[Endpoint], *, title: str, version: str, s
     for endpoint in known:
         for answer in endpoint.answers.values():  # once more, as FastAPI leaves every null out of examples
             _add_schema(schemas, answer.model, "serialization")
+            _add_schema(schemas, answer.events, "serialization")
         operation = document["paths"][endpoint.path][endpoint.method.lower()]
         operation["responses"] = {
             status: answer
@@ -97,8 +98,29 @@ def _answer(answer: Answer) -> dict[str, Any]:
         if answer.example is not None:
             documented["content"] = {answer.media_type: {"example": answer.example}}
     elif answer.media_type != "application/json":
-        documented["content"] = {answer.media_type: {"schema": {"type": "string"}}}
+        documented["content"] = {answer.media_type: _other_media(answer)}
     return documented
+
+
+def _other_media(answer: Answer) -> dict[str, Any]:
+    """A body that is no JSON. OpenAPI 3.1 has no word for the items of a stream; 3.2 calls it ``itemSchema``."""
+    media: dict[str, Any] = {"schema": {"type": "string"}}
+    if answer.events is not None:
+        content = {"contentMediaType": "application/json",
+                   "contentSchema": {"$ref": REFERENCE.format(model=answer.events.__name__)}}  # fmt: skip
+        media["x-itemSchema"] = {
+            "type": "object",
+            "required": ["data"],
+            "properties": {
+                "event": {"type": "string"},
+                "id": {"type": "string"},
+                "data": {"type": "string", **content},
+                "retry": {"type": "integer", "minimum": 0},
+            },
+        }
+    if answer.example is not None:
+        media["example"] = answer.example
+    return media
 
 
 def _problem_answers(endpoint: Endpoint) -> dict[str, Any]:

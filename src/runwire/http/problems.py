@@ -24,6 +24,7 @@ section 3.1.1): it is the same on every adapter, and leads to the section about 
 TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.MalformedId: (400, "Malformed id"),
     errors.MalformedKey: (400, "Malformed Idempotency-Key"),
+    errors.MalformedEventId: (400, "Malformed Last-Event-ID"),
     errors.MalformedBody: (400, "Malformed body"),
     errors.Unauthenticated: (401, "Not authenticated"),
     errors.Forbidden: (403, "Not allowed"),
@@ -38,6 +39,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.NotAccepted: (503, "Not known to be stored"),
     errors.BrokerAway: (503, "Broker unavailable"),
     errors.Draining: (503, "Stopping"),
+    errors.TooManyStreams: (503, "Too many streams"),
 }
 RETRY_AFTER = "2"
 """Seconds after which a 503 is worth another try."""
@@ -100,7 +102,7 @@ def _extras(error: RequestError) -> dict[str, Any]:
             return {"run": run, "headers": {"Run-Id": run}}
         case errors.RunFailed(facts=facts, headers=headers):
             return {**facts, "headers": headers}
-        case errors.NotAccepted() | errors.BrokerAway() | errors.Draining():
+        case errors.NotAccepted() | errors.BrokerAway() | errors.Draining() | errors.TooManyStreams():
             return {"headers": {"Retry-After": RETRY_AFTER}}
     return {}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from runwire.domain.access import Principal
+from runwire.http.auth import Authenticator
 from runwire.messaging.broker import Bus
+from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader
 from runwire.readmodel.waiters import Milestones, Waiters
 from runwire.settings import Settings
@@ -37,7 +38,8 @@ class Services:
     reader: Reader
     waiters: Waiters
     milestones: Milestones
-    authenticate: Callable[[Request], Awaitable[Principal]]
+    feed: Feed
+    authenticate: Authenticator
     checks: Callable[[], dict[str, str | None]]
     """Name of each readiness check -> what is wrong; None: nothing."""
     server_key: bytes
@@ -46,9 +48,10 @@ class Services:
     draining: bool = False
 
     def drain(self) -> None:
-        """Take nothing new, and let the waiting calls answer with what they know."""
+        """Take nothing new, let the waiting calls answer with what they know, and end the event streams."""
         self.draining = True
         self.waiters.release_all()
+        self.feed.close()
 
 
 def services(request: Request) -> Services:

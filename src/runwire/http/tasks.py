@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runwire.domain import lifecycle
-from runwire.domain.access import AccessLevel, Principal
+from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Conflict, Draining, Forbidden, IdTaken, NotAccepted, TaskNotFound
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.task import MAX_ID, StateCode
 from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
 from runwire.http.execute import FULL
-from runwire.http.lookup import find_task, task_id
+from runwire.http.lookup import find_task, readable_chains, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
 from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, task_view
@@ -85,7 +85,10 @@ async def list_tasks(request: Request) -> Response:
     query = parse_query(request, TasksQuery)
     principal = await parts.authenticate(request)
     which = TaskFilter(
-        chains=_chains(principal, query.chain), code=query.status, action=query.action, campaign=query.campaign_id
+        chains=readable_chains(principal, query.chain),
+        code=query.status,
+        action=query.action,
+        campaign=query.campaign_id,
     )
     tasks, total = await parts.reader.tasks(which, limit=query.limit, offset=query.offset)
     headers = page_headers(request, limit=query.limit, offset=query.offset, total=total)
@@ -137,12 +140,6 @@ async def _append_first(parts: Services, document: Document) -> int:
     raise NotAccepted("The broker did not confirm the task in time; it may or may not have been stored.")
 
 
-def _chains(principal: Principal, chain: int | None) -> tuple[int, ...]:
-    """The chains a list covers: those the principal may read, or the one it asked for. Raises Forbidden."""
-    if chain is not None:
-        principal.require(AccessLevel.VIEWER, chain)
-        return (chain,)
-    return tuple(principal.levels)
 
 
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}

@@ -8,20 +8,26 @@ earlier try (its acknowledgement was lost) the last event is read back and its i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import Error as JetStreamError
 
-from runwire.domain.errors import BodyTooLarge, Conflict, NotAccepted
-from runwire.domain.lifecycle import Document
+from runwire.domain.errors import BodyTooLarge, Conflict, NotAccepted, Undecodable
+from runwire.domain.lifecycle import Change, Document
 from runwire.messaging import codec, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.pull import Puller
+
+log = logging.getLogger("runwire.bus")
 
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The broker's error codes for a lost fence: the second comes from clusters."""
@@ -29,6 +35,8 @@ STREAM_FULL = frozenset({10077, 10023})
 """The broker's error codes for: no room in the stream (or on its disk)."""
 PAGE = 500
 """Messages asked for at once when a stretch of the stream is read."""
+SMALL_PAGE = 50
+"""As PAGE, for each of many that read at the same time and at the pace of somebody else."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,24 @@ class Head:
     event_id: str
 
 
+@dataclass(frozen=True, eq=False)
+class Event:
+    """An event as the stream holds it."""
+
+    sequence: int
+    document: Document
+    headers: Mapping[str, str]
+    """The CloudEvents attributes, among others."""
+    size: int
+    """Bytes of its payload."""
+
+    @property
+    def code(self) -> str:
+        """The state it brought the task into, or ``DELETED``."""
+        document = self.document
+        return "DELETED" if document.change is Change.DELETED else document.task.state.code.value
+
+
 async def load(bus: Bus, chain: int, task: int, *, leader: bool = False) -> Head | None:
     """The task's last event; None: there is none.
 
@@ -47,6 +73,19 @@ async def load(bus: Bus, chain: int, task: int, *, leader: bool = False) -> Head
     the stream's leader, for decisions that no fence protects. Raises one of UNAVAILABLE.
     """
     return await _last(bus, subjects.events_of(chain, task), leader=leader)
+
+
+async def latest(bus: Bus, chain: int, task: int) -> Event | None:
+    """The task's last event, as the stream's leader has it; None: there is none. Raises one of UNAVAILABLE."""
+    try:
+        return _stored(await bus.js.get_msg(subjects.EVENTS, subject=subjects.events_of(chain, task)))
+    except NotFoundError:
+        return None
+
+
+async def last_sequence(bus: Bus) -> int:
+    """Sequence of the last event of all; 0: there was none yet. Raises one of UNAVAILABLE."""
+    return (await bus.js.stream_info(subjects.EVENTS)).state.last_seq
 
 
 async def find(bus: Bus, task: int) -> Head | None:
@@ -92,9 +131,57 @@ async def append_surely(bus: Bus, document: Document, *, expected: int, event_id
 
 async def ended_runs(bus: Bus, chain: int) -> AsyncIterator[Document]:
     """The final document of every run of the chain that the stream holds at the moment of the call, oldest first."""
-    last = (await bus.js.stream_info(subjects.EVENTS)).state.last_seq
+    last = await last_sequence(bus)
     async for message in _read(bus, subjects.ended_runs_of(chain), until=last):
         yield codec.decode(message.data)
+
+
+async def between(bus: Bus, filters: list[str], *, after: int, until: int) -> AsyncGenerator[Event, None]:
+    """The events that match, from the one after sequence ``after`` up to ``until``, in order; a page in memory.
+
+    A consumer may live on a replica that is a little behind and takes its own end for that of the stream, so the
+    leader is asked for what is left. Raises one of UNAVAILABLE.
+    """
+    last = after
+    if last >= until:
+        return
+    async with contextlib.aclosing(_read(bus, filters, start=after + 1, until=until, page=SMALL_PAGE)) as messages:
+        async for message in messages:
+            last = message.metadata.sequence.stream
+            event = _decoded(last, message.subject, message.data, message.headers)
+            if event is not None:
+                yield event
+    while last < until:
+        found = await asyncio.gather(*(_next(bus, subject, last + 1) for subject in filters))
+        left = [(stored.seq or 0, stored) for stored in found if stored is not None and (stored.seq or 0) <= until]
+        if not left:
+            return
+        last, stored = min(left, key=lambda pair: pair[0])
+        event = _decoded(last, stored.subject, stored.data, stored.headers)
+        if event is not None:
+            yield event
+
+
+async def _next(bus: Bus, subject: str, sequence: int) -> RawStreamMsg | None:
+    """The first message on the subject from this sequence on; None: there is none yet."""
+    try:
+        return await bus.js.get_msg(subjects.EVENTS, seq=sequence, subject=subject, next=True)
+    except NotFoundError:
+        return None
+
+
+def _stored(message: RawStreamMsg) -> Event:
+    data = message.data or b""
+    return Event(message.seq or 0, codec.decode(data), message.headers or {}, len(data))
+
+
+def _decoded(sequence: int, subject: str | None, data: bytes | None, headers: Mapping[str, str] | None) -> Event | None:
+    """The event; None when it is garbled: the projector skips it, too, and says so in the log."""
+    try:
+        return Event(sequence, codec.decode(data or b""), headers or {}, len(data or b""))
+    except Undecodable as undecodable:
+        log.debug("skipped an event on %s: %s", subject, undecodable, extra={"action": "undecodable"})
+        return None
 
 
 async def _last(bus: Bus, subject: str, *, leader: bool) -> Head | None:
@@ -122,8 +209,10 @@ async def _read_back(bus: Bus, fence: str, event_id: str) -> int:
     raise Conflict("Somebody else changed the task first.")
 
 
-async def _read(bus: Bus, filters: list[str], *, until: int) -> AsyncIterator[Msg]:
-    """The messages of EVENTS that match, up to sequence ``until``; at most PAGE of them in memory.
+async def _read(
+    bus: Bus, filters: list[str], *, start: int = 1, until: int, page: int = PAGE
+) -> AsyncGenerator[Msg, None]:
+    """The messages of EVENTS that match, from sequence ``start`` to ``until``; at most a page of them in memory.
 
     Raises TimeoutError when the broker goes away in between: half a history is not passed off as a whole.
     """
@@ -135,7 +224,8 @@ async def _read(bus: Bus, filters: list[str], *, until: int) -> AsyncIterator[Ms
     consumer = await bus.js.add_consumer(
         subjects.EVENTS,
         ConsumerConfig(
-            deliver_policy=DeliverPolicy.ALL,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=start,
             ack_policy=AckPolicy.NONE,
             filter_subjects=filters,
             inactive_threshold=60.0,
@@ -149,8 +239,8 @@ async def _read(bus: Bus, filters: list[str], *, until: int) -> AsyncIterator[Ms
         puller.consume(subjects.EVENTS, consumer.name)
         left = consumer.num_pending or 0
         while left:
-            await puller.request(PAGE)
-            for _ in range(min(PAGE, left)):
+            await puller.request(page)
+            for _ in range(min(page, left)):
                 message = await asyncio.wait_for(queue.get(), timeout=10)
                 if message is None:
                     msg = "the broker went away while the history was read"
@@ -163,3 +253,5 @@ async def _read(bus: Bus, filters: list[str], *, until: int) -> AsyncIterator[Ms
                     return
     finally:
         await puller.stop()
+        with contextlib.suppress(*UNAVAILABLE, NatsError, JetStreamError):
+            await bus.js.delete_consumer(subjects.EVENTS, consumer.name)

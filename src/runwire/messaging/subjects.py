@@ -74,6 +74,11 @@ def events_of(chain: int, task: int) -> str:
     return f"tasks.evt.{_id(chain)}.{_id(task)}.*"
 
 
+def events_of_chain(chain: int, code: str = "*") -> str:
+    """All events of a chain's tasks, or those that brought them into one state."""
+    return f"tasks.evt.{_id(chain)}.*.{code.lower()}"
+
+
 def events_of_any_chain(task: int) -> str:
     """All events of the task with this id, whatever its chain."""
     return f"tasks.evt.*.{_id(task)}.*"

@@ -1,0 +1,356 @@
+"""``/tasks/{id}/events`` and ``/events``: what happens to a task or in a chain, as server-sent events.
+
+Committed events are passed on as they come (:mod:`runwire.readmodel.feed`). An event's id is its sequence in
+EVENTS, the same on every adapter, so ``Last-Event-ID`` resumes anywhere without gap or repeat, as far back as the
+stream keeps events. Whatever ends a stream (the client hangs up, the token is no longer valid, the adapter stops,
+the broker goes away) closes its follower, and the loop comes to its end by itself; the client resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, aclosing
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import Annotated, Any, Literal
+
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from runwire.domain.access import AccessLevel, Principal
+from runwire.domain.errors import Draining, Forbidden, MalformedEventId, TaskNotFound, TooManyStreams
+from runwire.domain.lifecycle import Change
+from runwire.domain.task import FINAL, MAX_ID
+from runwire.http.endpoint import TASK_ID, Answer, Endpoint, header_parameter
+from runwire.http.lookup import find_task, readable_chains, task_id
+from runwire.http.query import Query, parse_query
+from runwire.http.schemas import RunView, TaskView, json_bytes, task_view
+from runwire.http.services import Services, services
+from runwire.messaging import commands, events, subjects
+from runwire.messaging.broker import UNAVAILABLE
+from runwire.messaging.events import Event
+from runwire.readmodel.feed import Follower
+
+log = logging.getLogger("runwire.http")
+
+EVENT_NAME = "task.state"
+"""What every event is called: one listener gets them all, ``type`` in the data tells them apart."""
+HEARTBEAT = 15.0
+"""Seconds of silence before a comment is sent, so that nobody on the way takes the connection for dead."""
+RECHECK = 0.5
+"""Seconds between two looks at the token, at least; at most the feed's TICK more. With the time that an answer is
+believed (CACHE_SECONDS) that is less than 5 s."""
+WRITE_TIMEOUT = 60.0
+"""Seconds a client may not read before its stream is cut."""
+RETRY = 2000
+"""Milliseconds after which a client that lost the stream should come back."""
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""The second one tells nginx to pass events on as they come."""
+
+LastEventId = Annotated[
+    int | None,
+    Field(ge=0, le=MAX_ID, description="As the header `Last-Event-ID`, which wins; for clients that cannot set one."),
+]
+
+
+class TaskEventsQuery(Query):
+    """Query parameters of a task's stream."""
+
+    until: Annotated[
+        Literal["final"] | None,
+        Field(description="`final`: begin with the current state, end with the state the run ends in."),
+    ] = None
+    last_event_id: LastEventId = None
+
+
+class EventsQuery(Query):
+    """Query parameters of the chains' stream."""
+
+    chain: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only this one of the token's chains.")] = None
+    code: Annotated[
+        Literal["READY", "INPROGRESS", "DONE", "ERROR", "DELETED"] | None,
+        Field(description="Only events that brought their task into this state."),
+    ] = None
+    last_event_id: LastEventId = None
+
+
+async def task_events(request: Request) -> Response:
+    """Follow the events of a task. Needs viewer."""
+    parts = services(request)
+    query = parse_query(request, TaskEventsQuery)
+    task = task_id(request.path_params["id"])
+    principal = await parts.authenticate(request)
+    chain = (await find_task(parts, principal, task, AccessLevel.VIEWER)).task.chain
+    resumed = _last_event_id(request, query.last_event_id)
+    if request.method == "HEAD":
+        return _headers_only()
+    with ExitStack() as stack:
+        follower = _follow(parts, stack, [("task", task)], [subjects.events_of(chain, task)])
+        after = await _beginning(parts, follower, resumed)
+        first, is_last = None, _is_deleted
+        if query.until is not None:
+            state, idle = await _standing(parts, chain, task)
+            if idle and resumed is not None and resumed >= state.sequence:
+                return Response(status_code=204, headers={"Cache-Control": "no-store"})
+            is_last = partial(_is_end, opened_at=state.sequence, idle=idle)
+            if resumed is None and state.sequence <= follower.joined:  # else it comes like every other
+                first = state
+        frames = _frames(parts, principal, follower, after, first=first, is_last=is_last)
+        return _EventStream(frames, on_end=stack.pop_all().close)
+
+
+async def chain_events(request: Request) -> Response:
+    """Follow the events of all tasks of the token's chains. Needs viewer."""
+    parts = services(request)
+    query = parse_query(request, EventsQuery)
+    principal = await parts.authenticate(request)
+    chains = readable_chains(principal, query.chain)
+    resumed = _last_event_id(request, query.last_event_id)
+    if request.method == "HEAD":
+        return _headers_only()
+    with ExitStack() as stack:
+        keys = [("chain", chain) for chain in chains]
+        filters = [subjects.events_of_chain(chain, query.code or "*") for chain in chains]
+        follower = _follow(parts, stack, keys, filters, code=query.code)
+        after = await _beginning(parts, follower, resumed)
+        frames = _frames(parts, principal, follower, after, is_last=lambda _event: False)
+        return _EventStream(frames, on_end=stack.pop_all().close)
+
+
+# --- where a stream begins, and where it ends ----------------------------------------------------------------
+
+
+def _last_event_id(request: Request, parameter: int | None) -> int | None:
+    """The event after which the client wants to go on; None: from now. Raises MalformedEventId."""
+    header = request.headers.get("last-event-id", "").strip()
+    if not header:
+        return parameter
+    if not (header.isascii() and header.isdecimal()) or int(header[:20]) > MAX_ID:
+        raise MalformedEventId("A Last-Event-ID is the id of an event: a number.")
+    return int(header)
+
+
+def _follow(
+    parts: Services, stack: ExitStack, keys: list[tuple[str, int]], filters: list[str], *, code: str | None = None
+) -> Follower:
+    """A follower that the stack closes. Raises Draining or TooManyStreams."""
+    if parts.draining:
+        raise Draining("This adapter is stopping; try again.")
+    if parts.feed.is_full:
+        raise TooManyStreams(f"This adapter serves {len(parts.feed)} event streams and takes no more.")
+    follower = parts.feed.follow(keys, filters, code=code)
+    stack.callback(follower.close)
+    return follower
+
+
+async def _beginning(parts: Services, follower: Follower, resumed: int | None) -> int:
+    """The sequence after which the stream begins.
+
+    An id that this adapter has not come to yet is another adapter's, which was ahead. One that EVENTS has not come
+    to either belongs to a stream that is gone (or to nobody), and the client gets what happens from now on.
+    """
+    if resumed is None:
+        return follower.joined
+    if resumed > follower.joined and resumed > await events.last_sequence(parts.bus):
+        return follower.joined
+    return resumed
+
+
+async def _standing(parts: Services, chain: int, task: int) -> tuple[Event, bool]:
+    """The task's last event, and whether it is the end: final, and no run queued. Raises TaskNotFound."""
+    queued = await commands.outstanding(parts.bus, chain, task)  # first: if its run ends meanwhile, the event shows it
+    state = await events.latest(parts.bus, chain, task)
+    if state is None:
+        raise TaskNotFound(f"There is no task {task}.")
+    waiting = queued is not None and not commands.has_ended(state.document, commands.run_of(queued))
+    return state, state.document.task.state.code in FINAL and not waiting
+
+
+def _is_deleted(event: Event) -> bool:
+    return event.document.change is Change.DELETED
+
+
+def _is_end(event: Event, *, opened_at: int, idle: bool) -> bool:
+    """Whether the event is the final state that was asked for.
+
+    What had happened when the stream was opened is past, but for its last event when the task was ``idle`` then.
+    """
+    if event.sequence <= opened_at:
+        return idle and event.sequence == opened_at
+    is_final = event.document.task.state.code in FINAL and event.document.change is not Change.EDITED
+    return is_final or _is_deleted(event)
+
+
+# --- what is sent --------------------------------------------------------------------------------------------
+
+
+async def _frames(
+    parts: Services,
+    principal: Principal,
+    follower: Follower,
+    after: int,
+    *,
+    is_last: Callable[[Event], bool],
+    first: Event | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """The stream's bytes: ``first``, then what comes later than ``after``, until the last event or a reason to stop."""
+    clock = asyncio.get_running_loop().time
+    yield format_sse_event(retry=RETRY)
+    if first is not None:
+        yield _frame(first)
+        if is_last(first):
+            return
+    sent = checked = clock()
+    try:
+        async with aclosing(follower.events(after=after)) as following:
+            async for event in following:
+                if clock() - checked >= RECHECK:
+                    if not await parts.authenticate.still_valid(principal):
+                        log.info("stream ended token=%s", principal.token, extra={"action": "stream_ended"})
+                        return
+                    checked = clock()
+                if event is not None:
+                    yield _frame(event)
+                    sent = clock()
+                    if is_last(event):
+                        return
+                elif clock() - sent >= HEARTBEAT:
+                    yield KEEPALIVE_COMMENT
+                    sent = clock()
+    except (*UNAVAILABLE, NatsError, JetStreamError) as error:
+        log.info("stream ended, the broker does not answer: %r", error, extra={"action": "stream_ended"})
+
+
+@lru_cache(maxsize=64)  # an event that many follow is written once
+def _frame(event: Event) -> bytes:
+    """An event as it is sent: a CloudEvent in structured mode, on one line."""
+    data = json_bytes(_cloud_event(event)).decode()
+    return format_sse_event(event=EVENT_NAME, id=str(event.sequence), data_str=data)
+
+
+def _cloud_event(event: Event) -> dict[str, Any]:
+    """The event as the bus has it, without what is only for workers and managers."""
+    document = event.document
+    attributes = {name[3:]: value for name, value in event.headers.items() if name.startswith("ce-")}
+    task = task_view(document.task, [])
+    del task["logs"]
+    run = document.run.public() if document.run is not None else None
+    return attributes | {"data": {"task": task, "run": run, "change": document.change.value}}
+
+
+class _EventStream(StreamingResponse):
+    """Sends frames until there are no more, the client hangs up, or does not read."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
+        """``on_end`` closes the follower, whereupon the frames come to an end."""
+        super().__init__(frames, headers=HEADERS)
+        self._frames = frames
+        self._on_end = on_end
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve. Nothing is cancelled in the middle: whatever happens, the frames end by themselves."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                await send(message)
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._on_end()
+
+        watching = asyncio.create_task(watch())
+        try:
+            async with aclosing(self._frames):
+                await self.stream_response(send_in_time)
+        except TimeoutError:
+            log.info("stream cut, the client does not read", extra={"action": "stream_cut"})
+        finally:
+            watching.cancel()
+            self._on_end()
+
+
+def _headers_only() -> Response:
+    """The answer to HEAD."""
+    response = Response(headers=HEADERS, media_type=_EventStream.media_type)
+    del response.headers["Content-Length"]
+    return response
+
+
+# --- how it is documented ------------------------------------------------------------------------------------
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+_FIELDS: Any = {name: (info.annotation, info) for name, info in TaskView.model_fields.items() if name != "logs"}
+TaskInEvent = create_model("TaskInEvent", __base__=_View, __doc__="A task, without its log entries.", **_FIELDS)
+
+
+class EventData(_View):
+    """What happened: the task and its latest run after the change."""
+
+    task: TaskInEvent
+    run: RunView | None
+    change: Annotated[Change, Field(description="What happened.")]
+
+
+class TaskEvent(_View):
+    """The `data` of a server-sent event: a CloudEvent in structured mode."""
+
+    specversion: Literal["1.0"]
+    id: Annotated[str, Field(description="The same as on the bus.")]
+    source: Annotated[str, Field(description="`/chains/<chain>/tasks/<task>`.")]
+    type: Annotated[
+        str, Field(description="`dev.runwire.task.<code>.v1`; code: ready, inprogress, done, error, deleted.")
+    ]
+    subject: Annotated[str | None, Field(description="Id of the run; absent before the first.")] = None
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    data: EventData
+
+
+LAST_EVENT_ID = header_parameter(
+    "Last-Event-ID",
+    "Id of the last event the client has got: the stream goes on after it, without gap or repeat, as far back as "
+    "events are kept; `0`: from the first. An id that no event has had yet counts as none.",
+    {"type": "string", "pattern": "^[0-9]{1,16}$"},
+    "4711",
+)
+EXAMPLE = (
+    'retry: 2000\n\nevent: task.state\ndata: {"specversion":"1.0","id":"6f0c...","source":"/chains/1764/tasks/12345",'
+    '"type":"dev.runwire.task.done.v1","time":"2026-05-26T14:35:45.120034Z","datacontenttype":"application/json",'
+    '"subject":"0197f2a0-7c1e-7abc-9def-0123456789ab","data":{...}}\nid: 4712\n\n: ping\n\n'
+)
+STREAM = Answer(
+    text="The stream. The data of each event is a `TaskEvent`; a comment comes after 15 s of silence.",
+    media_type="text/event-stream",
+    events=TaskEvent,
+    example=EXAMPLE,
+)
+NOTHING_MORE = Answer(text="With `until=final`: the client has got the final state; an EventSource does not come back.")
+
+ENDPOINTS = (
+    Endpoint(
+        method="GET", path="/tasks/{id}/events", handle=task_events, tag="events", query=TaskEventsQuery,
+        parameters=(TASK_ID, LAST_EVENT_ID),
+        answers={200: STREAM, 204: NOTHING_MORE},
+        problems=(Forbidden, TaskNotFound, MalformedEventId, TooManyStreams, Draining),
+    ),
+    Endpoint(
+        method="GET", path="/events", handle=chain_events, tag="events", query=EventsQuery,
+        parameters=(LAST_EVENT_ID,),
+        answers={200: STREAM},
+        problems=(Forbidden, MalformedEventId, TooManyStreams, Draining),
+    ),
+)  # fmt: skip
