@@ -46,6 +46,7 @@ def build_app(lifespan: Lifespan, *, version: str) -> FastAPI:
         summary=SUMMARY,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # a path has one spelling; the redirection would repeat whatever Host says
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks into the environment at every call
         swagger_ui_parameters={"persistAuthorization": True},
     )

@@ -14,12 +14,11 @@ from pydantic import (
     Field,
     JsonValue,
     Strict,
-    ValidationError,
     field_validator,
 )
 from pydantic_core import to_json
 
-from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields, MalformedBody
+from runwire.domain.errors import BodyTooLarge
 from runwire.domain.lifecycle import Definition
 from runwire.domain.run import Run
 from runwire.domain.task import (
@@ -33,6 +32,7 @@ from runwire.domain.task import (
     Task,
     TaskId,
 )
+from runwire.http.json_body import parse_json
 from runwire.messaging.codec import LARGEST_DOCUMENT
 
 SAMPLE_TASK: dict[str, Any] = {
@@ -300,15 +300,7 @@ class Problem(BaseModel):
 
 def parse_task(body: bytes) -> TaskBody:
     """The task in a request body. Raises MalformedBody, InvalidFields or BodyTooLarge."""
-    try:
-        task = TaskBody.model_validate_json(body)
-    except ValidationError as invalid:
-        complaints = invalid.errors(include_url=False, include_input=False)
-        if any(complaint["type"] == "json_invalid" for complaint in complaints):
-            raise MalformedBody(f"The body is not JSON: {complaints[0]['msg']}.") from None
-        raise InvalidFields(
-            [FieldError(pointer=_pointer(complaint["loc"]), detail=complaint["msg"]) for complaint in complaints]
-        ) from None
+    task = parse_json(body, TaskBody)
     if len(body) > LARGEST_DOCUMENT:
         raise BodyTooLarge(f"A task may take {LARGEST_DOCUMENT:,} bytes; this one has {len(body):,}.")
     return task
@@ -344,8 +336,3 @@ def json_bytes(value: Any) -> bytes:
 def instant(value: datetime | None) -> str | None:
     """A UTC time as the API writes it."""
     return None if value is None else value.isoformat()[:19] + "Z"
-
-
-def _pointer(location: tuple[int | str, ...]) -> str:
-    """A pydantic location as a JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
