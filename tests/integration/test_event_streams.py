@@ -17,6 +17,7 @@ from nats.js.errors import NotFoundError
 
 import runwire
 from runwire.app import App
+from runwire.bootstrap.adapter import _bind
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest
 from runwire.domain.lifecycle import Change, Document
 from runwire.http import auth, streams
@@ -389,6 +390,24 @@ async def test_what_a_client_got_from_an_adapter_that_was_ahead_is_not_repeated(
             assert (await stream.next()).id == following
 
 
+async def test_what_a_replica_does_not_have_yet_comes_from_the_leader(
+    http: httpx.AsyncClient, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task in (1, 2, 3):
+        await make_task(bus, task=task)
+    await eventually(lambda: http.services.feed.position == 4)
+    read = events._read
+
+    async def behind(*arguments: object, **named: object):
+        async for message in read(*arguments, **named):
+            yield message
+            return  # as if the replica had no more
+
+    monkeypatch.setattr(events, "_read", behind)
+    async with opened(http, "/events", last=0) as stream:
+        assert [event.id for event in await stream.take(4)] == [1, 2, 3, 4]
+
+
 async def test_an_id_beyond_the_stream_means_from_now(http: httpx.AsyncClient, bus: Bus) -> None:
     task = await make_task(bus, task=17)
     await eventually(lambda: http.services.feed.position == 2)
@@ -590,6 +609,27 @@ async def test_there_is_a_limit_of_open_streams(settings: Settings, bus: Bus) ->
         await eventually(lambda: followers(http) == 0)
         async with opened(http, "/events"):
             pass
+
+
+async def test_without_a_broker_a_stream_that_has_to_catch_up_ends(
+    http: httpx.AsyncClient, bus: Bus, broker: Broker
+) -> None:
+    await make_task(bus, task=17)
+    await http.get("/tasks/17")
+    broker.kill()
+    async with opened(http, "/tasks/17/events", last=0) as stream:
+        assert await stream.rest() == []
+    await eventually(lambda: followers(http) == 0)
+
+
+async def test_the_system_cuts_connections_that_nobody_reads(settings: Settings) -> None:
+    """Also those whose client vanished without a word; the option is handed down to every connection."""
+    with _bind(settings) as listener, socket.socket() as client:
+        listener.listen()
+        client.connect(listener.getsockname())
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
 
 
 async def test_an_adapter_that_stops_ends_its_streams_in_an_orderly_way(http: httpx.AsyncClient) -> None:
