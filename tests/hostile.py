@@ -34,14 +34,15 @@ TEXTS = (
     "", "%20", "-1", "0", "1", "007", "1.0", "1e3", "+1", "%2B1", "1_0", "0x10", "9" * 19, "9" * 400, "true", "null",
     "[]", "1,2", "1;2", "%00", "1%00", "%0a", "%0d%0aX-Injected:%201", "%ff", "%c0%80", "%ed%a0%80", "%", "%zz",
     "%u0031", "%25", "%2e%2e", "a" * 2000, "%f0%9f%91%a9", "%e2%80%ae", "%e2%80%8b", "%d9%a1", "%ef%bc%91", "READY%00",
+    "0" * 5000, "0" * 19 + "1" + "9" * 50, "0" * 19 + "1" + "0" * 5000,
     "ready", "final%20", "*", "%3e", "<script>", "%22", "%27", "..", "2026-01-01", "9999-12-31T23:59:59-23:59",
 )  # fmt: skip
 """Put, as they are, into every parameter of a query and of a path."""
 HEADER_VALUES = (
     b"", b",", b";", b"=", b'"', b'""', b"*", b'"*"', b'W/""', b"W/*", b"\xff\xfe", b"\xc3\x28", b"a" * 2000, b"-1",
-    b"0", b"1.5", b"9" * 400, b"wait=", b"wait=-1", b"wait=" + b"9" * 400, b"wait=1e9", b"wait=NaN", b"wait=0,wait=9",
-    b"respond-async; wait", b"Bearer", b"Bearer :", b"Bearer a:", b"Bearer " + b"a" * 2000 + b":b", b"Bearer ../x:y",
-    b"Bearer a.>:b", b"Bearer tester:\xff", b"bytes=0-", b"bytes=9-1", b"bytes=" + b"0-1," * 500,
+    b"0", b"0" * 5000, b"1.5", b"9" * 400, b"wait=", b"wait=-1", b"wait=" + b"9" * 400, b"wait=1e9", b"wait=NaN",
+    b"wait=0,wait=9", b"respond-async; wait", b"Bearer", b"Bearer :", b"Bearer a:", b"Bearer " + b"a" * 2000 + b":b",
+    b"Bearer ../x:y", b"Bearer a.>:b", b"Bearer tester:\xff", b"bytes=0-", b"bytes=9-1", b"bytes=" + b"0-1," * 500,
     b"Thu, 01 Jan 1970 00:00:00 GMT",
 )  # fmt: skip
 """Put into every header that an endpoint reads."""
@@ -110,9 +111,21 @@ class Operation:
         return {int(status) for status in self.description["responses"]}
 
     @property
+    def usual_headers(self) -> dict[str, str]:
+        """What a careful client sends along: the type of the body, and that it overwrites whatever is there."""
+        kinds = [kind for kind in self._content if "json" in kind]
+        headers = {"Content-Type": kinds[0]} if kinds else {}
+        if "If-Match" in {parameter["name"] for parameter in self.parameters("header")}:
+            headers["If-Match"] = "*"
+        return headers
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        return self.description.get("requestBody", {}).get("content", {})
+
+    @property
     def _json_media(self) -> dict[str, Any]:
-        content = self.description.get("requestBody", {}).get("content", {})
-        return next((media for kind, media in content.items() if "json" in kind), {})
+        return next((media for kind, media in self._content.items() if "json" in kind), {})
 
     def example(self) -> dict[str, Any]:
         """A body that is fine."""

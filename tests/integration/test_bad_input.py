@@ -84,7 +84,7 @@ class Caller:
         request = self.http.build_request(
             operation.method,
             "/",
-            headers={name.lower(): value for name, value in {**HEADERS, **(headers or {})}.items()},
+            headers={**HEADERS, **operation.usual_headers, **(headers or {})},
             content=content,
             extensions={"target": target.encode(), "timeout": httpx.Timeout(PATIENCE).as_dict()},
         )

@@ -416,6 +416,13 @@ async def test_an_id_beyond_the_stream_means_from_now(http: httpx.AsyncClient, b
         assert (await stream.next()).id == following
 
 
+async def test_an_id_beyond_the_stream_does_not_pass_for_the_final_one(live: httpx.AsyncClient, bus: Bus) -> None:
+    await make_task(bus, task=17)
+    await live.post("/tasks/17/execute")
+    async with opened(live, "/tasks/17/events", last=4_000_000, params={"until": "final"}) as stream:
+        assert [event.code for event in await stream.rest()] == ["done"]
+
+
 async def test_the_id_may_stand_in_the_query_and_the_header_wins(live: httpx.AsyncClient, bus: Bus) -> None:
     await make_task(bus, task=17)
     await live.post("/tasks/17/execute")

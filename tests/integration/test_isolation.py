@@ -114,7 +114,10 @@ async def answer(
     """(status, headers but Date, body) of a call, the ids in them replaced by their names."""
     body = json.dumps(operation.example()).encode() if operation.has_json_body else b""
     request = world.http.build_request(
-        method or operation.method, filled(operation.path, path), headers=headers, content=body
+        method or operation.method,
+        filled(operation.path, path),
+        headers={**operation.usual_headers, **headers},
+        content=body,
     )
     found = await world.http.send(request, stream=True)
     try:

@@ -13,8 +13,16 @@ from runwire.messaging import events
 
 def task_id(text: str) -> int:
     """The task id in a path. Raises MalformedId."""
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= MAX_ID:
+    number = id_number(text)
+    if not number:
         raise MalformedId("A task id is a positive integer.")
+    return number
+
+
+def id_number(text: str) -> int | None:
+    """The number from 0 to MAX_ID that the text is; None: it is not one. No more digits than MAX_ID has."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(MAX_ID)) or int(text) > MAX_ID:
+        return None
     return int(text)
 
 

@@ -29,7 +29,7 @@ from runwire.domain.errors import Draining, Forbidden, MalformedEventId, TaskNot
 from runwire.domain.lifecycle import Change
 from runwire.domain.task import FINAL, MAX_ID
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint, header_parameter
-from runwire.http.lookup import find_task, readable_chains, task_id
+from runwire.http.lookup import find_task, id_number, readable_chains, task_id
 from runwire.http.query import Query, parse_query
 from runwire.http.schemas import RunView, TaskView, json_bytes, task_view
 from runwire.http.services import Services, services
@@ -93,7 +93,8 @@ async def task_events(request: Request) -> Response:
         return _headers_only()
     with ExitStack() as stack:
         follower = _follow(parts, stack, [("task", task)], [subjects.events_of(chain, task)])
-        after = await _beginning(parts, follower, resumed)
+        resumed = await _known(parts, follower, resumed)
+        after = follower.joined if resumed is None else resumed
         first, is_last = None, _is_deleted
         if query.until is not None:
             state, idle = await _standing(parts, chain, task)
@@ -119,7 +120,8 @@ async def chain_events(request: Request) -> Response:
         keys = [("chain", chain) for chain in chains]
         filters = [subjects.events_of_chain(chain, query.code or "*") for chain in chains]
         follower = _follow(parts, stack, keys, filters, code=query.code)
-        after = await _beginning(parts, follower, resumed)
+        resumed = await _known(parts, follower, resumed)
+        after = follower.joined if resumed is None else resumed
         frames = _frames(parts, principal, follower, after, is_last=lambda _event: False)
         return _EventStream(frames, on_end=stack.pop_all().close)
 
@@ -132,9 +134,10 @@ def _last_event_id(request: Request, parameter: int | None) -> int | None:
     header = request.headers.get("last-event-id", "").strip()
     if not header:
         return parameter
-    if not (header.isascii() and header.isdecimal()) or int(header[:20]) > MAX_ID:
+    number = id_number(header)
+    if number is None:
         raise MalformedEventId("A Last-Event-ID is the id of an event: a number.")
-    return int(header)
+    return number
 
 
 def _follow(
@@ -150,17 +153,15 @@ def _follow(
     return follower
 
 
-async def _beginning(parts: Services, follower: Follower, resumed: int | None) -> int:
-    """The sequence after which the stream begins.
+async def _known(parts: Services, follower: Follower, event_id: int | None) -> int | None:
+    """The id to resume after; None when no event can have had it.
 
     An id that this adapter has not come to yet is another adapter's, which was ahead. One that EVENTS has not come
-    to either belongs to a stream that is gone (or to nobody), and the client gets what happens from now on.
+    to either belongs to a stream that is gone, or to nobody.
     """
-    if resumed is None:
-        return follower.joined
-    if resumed > follower.joined and resumed > await events.last_sequence(parts.bus):
-        return follower.joined
-    return resumed
+    if event_id is not None and event_id > follower.joined and event_id > await events.last_sequence(parts.bus):
+        return None
+    return event_id
 
 
 async def _standing(parts: Services, chain: int, task: int) -> tuple[Event, bool]:
@@ -182,10 +183,11 @@ def _is_end(event: Event, *, opened_at: int, idle: bool) -> bool:
 
     What had happened when the stream was opened is past, but for its last event when the task was ``idle`` then.
     """
+    if _is_deleted(event):
+        return True
     if event.sequence <= opened_at:
         return idle and event.sequence == opened_at
-    is_final = event.document.task.state.code in FINAL and event.document.change is not Change.EDITED
-    return is_final or _is_deleted(event)
+    return event.document.task.state.code in FINAL and event.document.change is not Change.EDITED
 
 
 # --- what is sent --------------------------------------------------------------------------------------------
