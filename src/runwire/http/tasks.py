@@ -140,8 +140,6 @@ async def _append_first(parts: Services, document: Document) -> int:
     raise NotAccepted("The broker did not confirm the task in time; it may or may not have been stored.")
 
 
-
-
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}
 ENDPOINTS = (
     Endpoint(
