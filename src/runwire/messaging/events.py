@@ -93,6 +93,15 @@ async def find(bus: Bus, task: int) -> Head | None:
     return await _last(bus, subjects.events_of_any_chain(task), leader=True)
 
 
+async def first(bus: Bus, task: int) -> Head | None:
+    """The oldest event of the task with this id that is still kept, in whatever chain; None: there is none."""
+    try:
+        message = await bus.js.get_msg(subjects.EVENTS, seq=1, subject=subjects.events_of_any_chain(task), next=True)
+    except NotFoundError:
+        return None
+    return _head(message)
+
+
 async def append(bus: Bus, document: Document, *, expected: int, event_id: str, unique_id: bool = False) -> int:
     """Append the task's next document on top of the event with sequence ``expected``; returns its sequence.
 

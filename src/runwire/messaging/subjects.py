@@ -16,6 +16,8 @@ takes ``cmd.1.>`` for a literal subject when publishing, so this is checked here
 
 from __future__ import annotations
 
+import re
+
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.task import MAX_ID
@@ -44,6 +46,10 @@ MSG_ID = "Nats-Msg-Id"
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 INCREMENT = "Nats-Incr"
+TTL = "Nats-TTL"
+
+KEY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What the name of a key's record looks like: one token of a subject."""
 
 EVENT_ID = "ce-id"
 """The CloudEvents attribute that tells events apart; by it a writer recognises its own."""
@@ -97,6 +103,14 @@ def log(chain: int, task: int) -> str:
 def dead_letter(chain: int, task: int) -> str:
     """Where commands that could not be run end up; ids of 0 when the subject did not name any."""
     return f"tasks.dlq.{int(chain)}.{int(task)}"
+
+
+def key(name: str) -> str:
+    """Where the record of an Idempotency-Key is kept, under a name that is derived from it."""
+    if not KEY_NAME.fullmatch(name):
+        msg = f"{name!r} is no name of a key"
+        raise ValueError(msg)
+    return f"tasks.key.{name}"
 
 
 def parse(subject: str) -> tuple[int, int]:
