@@ -131,7 +131,10 @@ async def _who_is_in_the_way(bus: Bus, chain: int, task: int, run: str) -> _Verd
     if holding == run:
         return _Verdict.STORED
     head = await events.load(bus, chain, task, leader=True)
-    if not has_ended(head.document if head else None, holding):
+    document = head.document if head else None
+    if has_ended(document, run):  # ours came and went; the broker has forgotten its message id in a crash
+        return _Verdict.STORED
+    if not has_ended(document, holding):
         raise TaskBusy(holding)
     # Its worker has concluded it, and the acknowledgement is on its way or was lost. Exactly this command goes.
     with contextlib.suppress(APIError):  # it was acknowledged in between
