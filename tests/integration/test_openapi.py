@@ -146,6 +146,7 @@ async def test_the_service_does_what_its_document_says(
             *("--max-examples", str(CASES), "--seed", "20261124", "--no-shrink", "--continue-on-failure"),
             *("--request-timeout", "30", "--workers", "1", "--suppress-health-check", "all"),
             cwd=tmp_path,
+            env={**os.environ, "SCHEMATHESIS_HOOKS": str(Path(__file__).parents[1] / "schemathesis_hooks.py")},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

@@ -22,6 +22,7 @@ from runwire.domain.errors import SetupError, TaskNotFound, Undecodable
 from runwire.first_start import make_first_start
 from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
+from runwire.http.keeper import KeyKeeper
 from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -122,6 +123,11 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     await bus.until_available(lambda: streams.provision(bus, settings))
     await bus.until_available(lambda: make_first_start(bus, settings))
     heads, waiters = Heads(), Waiters(settings.max_waiters)
+    server_key = await site.server_key(bus)
+    keeper = KeyKeeper(bus, server_key)
+    waiters.on_ended.append(keeper.ended)
+    keeper.start()
+    stack.push_async_callback(keeper.stop)
     projector = await start_projector(bus, database, heads, waiters, settings)
     stack.push_async_callback(projector.stop)
     feed = Feed(bus, position=projector.progress[0], limit=settings.max_streams)
@@ -135,7 +141,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         feed=feed,
         authenticate=Authenticator(bus),
         checks=lambda: _checks(services, projector),
-        server_key=await site.server_key(bus),
+        server_key=server_key,
     )
     _watch_dead_letters(services)
     await bus.broker.start()

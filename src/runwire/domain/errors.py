@@ -16,6 +16,7 @@
         Forbidden               the token's access level or chains do not allow it
         TaskNotFound, RunNotFound, ProblemNotFound
         TaskBusy                the task is already queued or running
+        KeyReused               the Idempotency-Key was used with another request
         IdTaken                 a task with this id exists
         NotAccepted             it is not known to be stored: try again
         BrokerAway              the broker does not answer, and the read model alone cannot tell: try again
@@ -152,6 +153,12 @@ class TaskBusy(RequestError):
     def __init__(self, run: str) -> None:
         super().__init__(f"The task is already queued or running: run {run}.")
         self.run = run
+
+
+class KeyReused(RequestError):
+    """The caller used this Idempotency-Key with another request before."""
+
+    code = "key_reused"
 
 
 class IdTaken(RequestError):

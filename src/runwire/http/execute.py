@@ -3,25 +3,26 @@
 Authenticate, find the task, **register the waiter, then publish** the command, wait for the read model to
 show the end of the run. What is answered is therefore what the next GET shows, and an end that comes before
 the command's own acknowledgement is not missed.
+
+With an Idempotency-Key the record of the key comes before all that (:mod:`runwire.http.idempotency`). A task
+that is busy is an answer (409), unless the caller asks to join that run or to queue for the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runwire.domain.access import AccessLevel, Principal
+from runwire.domain.access import AccessLevel
 from runwire.domain.errors import (
     Draining,
     Forbidden,
+    KeyReused,
     MalformedKey,
     NotAccepted,
     RunFailed,
@@ -30,27 +31,21 @@ from runwire.domain.errors import (
 )
 from runwire.domain.ids import uuid7
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import Run, Source
+from runwire.domain.run import Run
 from runwire.domain.task import StateCode
-from runwire.http import prefer
-from runwire.http.endpoint import PREFER, TASK_ID, Answer, Endpoint, header_parameter
+from runwire.http import idempotency, prefer
+from runwire.http.endpoint import PREFER, TASK_ID, Answer, Endpoint
+from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED, RunKey
 from runwire.http.lookup import find_task, task_id
 from runwire.http.prefer import Preference
 from runwire.http.query import Query, parse_query
 from runwire.http.schemas import ExecuteView, ended_view, execute_view, json_bytes
 from runwire.http.services import Services, services
-from runwire.messaging import commands, deadletters
-from runwire.messaging.broker import UNAVAILABLE
+from runwire.http.waiting import Call
 
 PATH = "/tasks/{id}/execute"
-PUBLISH_PATIENCE = 10.0
-"""Seconds a broker that does not answer is asked again before the caller is told that nothing is known."""
 FULL = 0.85
 """Share of EVENTS beyond which no new runs are taken: the rest is for the ends of those that were accepted."""
-LISTEN_AFTER = 1.0
-"""Seconds of waiting after which it is worth noticing that the caller has hung up."""
-KEY = re.compile(r'"([\x20-\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
-"""An Idempotency-Key: a structured-field string, or the bare characters of one."""
 
 
 class ExecuteQuery(Query):
@@ -60,6 +55,26 @@ class ExecuteQuery(Query):
         Literal["status"] | None,
         Field(description="`status`: answer 500 when the run ends as ERROR, for callers that look at the status only."),
     ] = None
+    if_running: Annotated[
+        Literal["join", "queue"] | None,
+        Field(
+            description="When the task is busy, instead of 409: `join` waits for the run it is busy with; `queue` "
+            "waits for one's turn, and is 409 when the caller's wait is over first."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the call."""
+
+    run: str
+    ended: Run | None
+    """None: not yet."""
+    replayed: bool = False
+    """It had ended before the call came: an earlier one with the same key asked for it."""
+    joined: bool = False
+    """Somebody else asked for it."""
 
 
 async def execute(request: Request) -> Response:
@@ -68,10 +83,9 @@ async def execute(request: Request) -> Response:
     task = task_id(request.path_params["id"])
     principal = await parts.authenticate(request)
     document = await find_task(parts, principal, task, AccessLevel.OPERATOR)
-    on_error_status = parse_query(request, ExecuteQuery).on_error == "status"
+    query = parse_query(request, ExecuteQuery)
     preference = prefer.parse(request.headers.getlist("prefer"))
-    key = _idempotency_key(request)
-    run = _run_id(parts, principal, document, key)
+    key = idempotency.parse_key(request)
     if parts.draining:
         raise Draining("This adapter is stopping; try again.")
     if parts.pressure.events >= FULL:
@@ -79,92 +93,77 @@ async def execute(request: Request) -> Response:
 
     wait = preference.seconds(parts.settings.wait_seconds)
     deadline = asyncio.get_running_loop().time() + wait
-    with parts.waiters.registered(task, run) as end:
-        ended = await _ended_before(parts, task, run) if key else None
-        replayed = ended is not None
-        if ended is None:
-            chain = document.task.chain
-            await commands.publish(
-                parts.bus, chain, task, run, source=Source.HTTP, patience=min(max(wait, 1.0), PUBLISH_PATIENCE)
-            )
-            if not parts.waiters.is_full:
-                ended = await wait_until(request, end, deadline)
-            if ended is None:
-                ended = await _look_again(parts, document, run)
-    headers = _headers(document, run, preference)
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    if ended is None:
-        return await _not_yet(parts, document, run, headers)
-    return _ended(document, ended, headers, on_error_status=on_error_status)
+    call = Call(request=request, parts=parts, document=document, deadline=deadline)
+    claimed = None if key is None else await _claim(call, principal.token, key)
+    outcome = await _carry_out(call, claimed, query.if_running)
+    headers = _headers(document, outcome, preference)
+    if outcome.ended is None:
+        return await _not_yet(parts, document, outcome.run, headers)
+    return _ended(document, outcome.ended, headers, on_error_status=query.on_error == "status")
 
 
-async def wait_until(request: Request, end: asyncio.Future[Run | None], deadline: float) -> Run | None:
-    """Wait for the end of the run until ``deadline`` (loop time); None: it is over, or the caller has hung up."""
-    loop = asyncio.get_running_loop()
-    await asyncio.wait((end,), timeout=min(deadline - loop.time(), LISTEN_AFTER))
-    if not end.done() and loop.time() < deadline:
-        hung_up = asyncio.create_task(_hung_up(request))
-        both: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (end, hung_up)
+async def _claim(call: Call, token: str, key: str) -> RunKey:
+    return await idempotency.claim_run(
+        call.parts, call.document.task, route=PATH, token=token, key=key, patience=call.patience
+    )
+
+
+async def _carry_out(call: Call, claimed: RunKey | None, if_running: str | None) -> Outcome:
+    """Start the run, unless the key stands for one already, and wait for its end."""
+    if claimed is not None and claimed.is_joined:
+        return await _wait_for_joined(call, claimed.run, claimed)
+    run = uuid7() if claimed is None else claimed.run
+    with call.parts.waiters.registered(call.document.task.id, run) as end:
+        before = await claimed.ended_before() if claimed is not None else None
+        if before is not None:
+            return Outcome(run, before, replayed=True)
         try:
-            await asyncio.wait(both, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hung_up.cancel()
-    return end.result() if end.done() else None
+            await (call.publish_in_turn(run) if if_running == "queue" else call.publish(run))
+        except TaskBusy as busy:
+            if if_running != "join":
+                raise
+            busy_with = busy.run
+        else:
+            return Outcome(run, await call.wait_for_end(run, end))
+    return await _join(call, busy_with, claimed)
 
 
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _join(call: Call, run: str, claimed: RunKey | None) -> Outcome:
+    """The run the task is busy with is this call's run, too: from now on, where there is a key."""
+    if claimed is None:
+        return await _wait_for_joined(call, run, None)
+    await claimed.stand_for(run)
+    return await _wait_for_joined(call, claimed.run, claimed)
 
 
-def _idempotency_key(request: Request) -> str | None:
-    header = request.headers.get("idempotency-key")
-    if header is None:
-        return None
-    match = KEY.fullmatch(header.strip())
-    if match is None:
-        raise MalformedKey("An Idempotency-Key has 1 to 255 visible ASCII characters.")
-    return match[1] or match[2]
+async def _wait_for_joined(call: Call, run: str, claimed: RunKey | None) -> Outcome:
+    """Wait for the end of a run that somebody else asked for. Raises TaskBusy when it could not be carried out."""
+    with call.parts.waiters.registered(call.document.task.id, run) as end:
+        before = await claimed.ended_before() if claimed is not None else await call.ended(run)
+        try:
+            ended = before or await call.wait_for_end(run, end)
+        except TaskNotFound:  # said of a garbled command, for one: the task is there, and may be free now
+            if claimed is not None:
+                await claimed.release()
+            raise TaskBusy(run) from None
+    if claimed is not None and ended is not None:
+        await claimed.keep(ended)
+    return Outcome(run, ended, joined=True, replayed=claimed is not None and before is not None)
 
 
-def _run_id(parts: Services, principal: Principal, document: Document, key: str | None) -> str:
-    """A fresh run id; or, for a caller with a key, the one and only that belongs to it. Nobody can guess either."""
-    if key is None:
-        return uuid7()
-    task = document.task
-    scope = f"execute\n{task.chain}\n{task.id}\n{principal.token}\n{key}"
-    mac = hmac.digest(parts.server_key, scope.encode(), hashlib.sha256)
-    return "key-" + base64.urlsafe_b64encode(mac[:24]).decode()
-
-
-async def _ended_before(parts: Services, task: int, run: str) -> Run | None:
-    known = await parts.reader.run(task, run)
-    return known if known is not None and known.is_final else None
-
-
-async def _look_again(parts: Services, document: Document, run: str) -> Run | None:
-    """The wait is over: read back, so that a wake-up that got lost is not a wrong answer."""
-    ended = await _ended_before(parts, document.task.id, run)
-    if ended is not None:
-        return ended
-    try:
-        dead = await deadletters.last(parts.bus, document.task.chain, document.task.id)
-    except UNAVAILABLE:
-        return None
-    if dead is not None and dead.run == run:
-        raise TaskNotFound(dead.detail)
-    return None
-
-
-def _headers(document: Document, run: str, preference: Preference) -> dict[str, str]:
-    return {
-        "Run-Id": run,
-        "Location": f"/tasks/{document.task.id}/runs/{run}",
+def _headers(document: Document, outcome: Outcome, preference: Preference) -> dict[str, str]:
+    headers = {
+        "Run-Id": outcome.run,
+        "Location": f"/tasks/{document.task.id}/runs/{outcome.run}",
         "Cache-Control": "no-store",
         "Vary": "Prefer",
         **preference.applied,
     }
+    if outcome.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if outcome.joined:
+        headers["Run-Joined"] = "true"
+    return headers
 
 
 def _ended(document: Document, run: Run, headers: dict[str, str], *, on_error_status: bool) -> Response:
@@ -190,16 +189,14 @@ async def _not_yet(parts: Services, document: Document, run: str, headers: dict[
     return Response(json_bytes(body), 202, headers, "application/json")
 
 
-IDEMPOTENCY_KEY = header_parameter(
-    "Idempotency-Key",
-    "Calls with the same key start one run, and all get its end. For the call that got no answer.",
-    {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'},
-    "order-17",
-)
 RUN_HEADERS = {
     "Run-Id": {"schema": {"type": "string"}, "description": "The run."},
     "Task-State": {"schema": {"type": "string"}, "description": "State of the run: READY, INPROGRESS, DONE or ERROR."},
     "Location": {"schema": {"type": "string"}, "description": "The run, for GET."},
+    "Run-Joined": {
+        "schema": {"type": "string", "enum": ["true"]},
+        "description": "The task was busy, and with `if_running=join` this is the run it was busy with.",
+    },
 }
 TASK_ERROR = {"Task-Error": {"schema": {"type": "string"}, "description": "Why it ended as ERROR: a stable code."}}
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until it is worth asking."}}
@@ -210,11 +207,11 @@ ENDPOINTS = (
         parameters=(TASK_ID, PREFER, IDEMPOTENCY_KEY),
         query=ExecuteQuery,
         answers={
-            200: Answer(text="The run has ended.", model=ExecuteView, headers=RUN_HEADERS | TASK_ERROR),
+            200: Answer(text="The run has ended.", model=ExecuteView, headers=RUN_HEADERS | REPLAYED | TASK_ERROR),
             202: Answer(
                 text="The wait is over, the run is not.", model=ExecuteView, headers=RUN_HEADERS | RETRY_AFTER
             ),
         },
-        problems=(Forbidden, TaskNotFound, TaskBusy, MalformedKey, RunFailed, NotAccepted, Draining),
+        problems=(Forbidden, TaskNotFound, TaskBusy, MalformedKey, KeyReused, RunFailed, NotAccepted, Draining),
     ),
 )  # fmt: skip

@@ -35,6 +35,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.IdTaken: (409, "Id is taken"),
     errors.BodyTooLarge: (413, "Too large"),
     errors.InvalidFields: (422, "Invalid fields"),
+    errors.KeyReused: (422, "Idempotency-Key was used before"),
     errors.RunFailed: (500, "Task failed"),
     errors.NotAccepted: (503, "Not known to be stored"),
     errors.BrokerAway: (503, "Broker unavailable"),

@@ -17,12 +17,12 @@ from runwire.domain.run import PUBLIC_FIELDS, Run, Source
 from runwire.domain.task import MAX_ID, StateCode, whole_seconds
 from runwire.http import prefer
 from runwire.http.endpoint import PREFER, RUN_ID, TASK_ID, Answer, Endpoint
-from runwire.http.execute import wait_until
 from runwire.http.lookup import find_task, run_id, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
 from runwire.http.schemas import LogPageView, RunView, instant, json_bytes
 from runwire.http.services import Services, services
+from runwire.http.waiting import wait_until
 from runwire.messaging import commands, deadletters, events, subjects
 from runwire.messaging.broker import UNAVAILABLE
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from runwire.http.auth import Authenticator
+from runwire.http.lines import Lines
 from runwire.messaging.broker import Bus
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader
@@ -43,7 +44,9 @@ class Services:
     checks: Callable[[], dict[str, str | None]]
     """Name of each readiness check -> what is wrong; None: nothing."""
     server_key: bytes
-    """Secret of the installation, from which run ids are derived."""
+    """Secret of the installation, from which the names of Idempotency-Keys and their run ids are derived."""
+    lines: Lines = field(default_factory=Lines)
+    """Who waits for a turn at a busy task."""
     pressure: Pressure = field(default_factory=Pressure)
     draining: bool = False
 

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Annotated
-from uuid import uuid4
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel
-from runwire.domain.errors import Conflict, Draining, Forbidden, IdTaken, NotAccepted, TaskNotFound
-from runwire.domain.lifecycle import Definition, Document
+from runwire.domain.errors import Draining, Forbidden, IdTaken, KeyReused, MalformedKey, NotAccepted, TaskNotFound
 from runwire.domain.task import MAX_ID, StateCode
+from runwire.http import creation, idempotency
 from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
 from runwire.http.execute import FULL
+from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED
 from runwire.http.lookup import find_task, readable_chains, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
 from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, task_view
-from runwire.http.services import Services, services
-from runwire.messaging import events, ids
-from runwire.messaging.broker import UNAVAILABLE
+from runwire.http.services import services
+from runwire.messaging import events
 from runwire.readmodel.reader import TaskFilter
 
-TRIES = 5
-"""How often an event whose storing was not confirmed is sent again."""
 LONGEST_LAG = 10.0
 """Seconds the answer to a create waits for this adapter's read model to hold the task."""
-LONGEST_LEAP = 4096
-"""Ids skipped at once where users have chosen a stretch of ids themselves."""
 
 
 class TasksQuery(Page):
@@ -58,25 +51,26 @@ async def create_task(request: Request) -> Response:
     parts = services(request)
     principal = await parts.authenticate(request)
     body = parse_task(await read_body(request))
-    definition = body.definition()
-    if not principal.reaches(definition.chain):
-        raise Forbidden(f"This token does not reach chain {definition.chain}.", needs="manager")
-    principal.require(AccessLevel.MANAGER, definition.chain)
+    key = idempotency.parse_key(request)
+    if not principal.reaches(body.chain):
+        raise Forbidden(f"This token does not reach chain {body.chain}.", needs="manager")
+    principal.require(AccessLevel.MANAGER, body.chain)
     if parts.draining:
         raise Draining("This adapter is stopping; try again.")
     if parts.pressure.events >= FULL:
         raise NotAccepted("The event stream is nearly full; nothing was stored.")
-    document, sequence = await _store(parts, definition, body.id, by=principal.token)
+    if key is None:
+        created = await creation.create(parts, body, by=principal.token)
+    else:
+        created = await creation.create_once(parts, body, key, by=principal.token)
     with suppress(TimeoutError):  # a read model that lags makes the answer late, not wrong: the task is stored
         async with asyncio.timeout(LONGEST_LAG):
-            await parts.milestones.wait(sequence)
-    task = document.task
-    return Response(
-        json_bytes(task_view(task, [])),
-        201,
-        {"Location": f"/tasks/{task.id}", "Cache-Control": "no-store"},
-        "application/json",
-    )
+            await parts.milestones.wait(created.sequence)
+    task = created.document.task
+    headers = {"Location": f"/tasks/{task.id}", "Cache-Control": "no-store"}
+    if created.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(json_bytes(task_view(task, [])), 201, headers, "application/json")
 
 
 async def list_tasks(request: Request) -> Response:
@@ -115,37 +109,13 @@ async def get_task(request: Request) -> Response:
     return Response(json_bytes(view), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-async def _store(parts: Services, definition: Definition, wanted: int | None, *, by: str) -> tuple[Document, int]:
-    """Append the first event of the task under the wanted id, or under the counter's next one that is free."""
-    leap = 1
-    while True:
-        number = wanted or await ids.next_id(parts.bus, step=leap)
-        document = lifecycle.create(definition, number, datetime.now(UTC), by=by)
-        try:
-            return document, await _append_first(parts, document)
-        except Conflict:
-            if wanted:
-                raise IdTaken(f"A task with the id {wanted} exists.") from None
-            leap = min(leap * 2, LONGEST_LEAP)
-
-
-async def _append_first(parts: Services, document: Document) -> int:
-    """The task's first event; the fence over all chains keeps its id unique."""
-    event_id = uuid4().hex
-    for _ in range(TRIES):
-        try:
-            return await events.append(parts.bus, document, expected=0, event_id=event_id, unique_id=True)
-        except UNAVAILABLE:
-            continue
-    raise NotAccepted("The broker did not confirm the task in time; it may or may not have been stored.")
-
-
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}
 ENDPOINTS = (
     Endpoint(
         method="POST", path="/tasks", handle=create_task, body=TaskBody,
-        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION)},
-        problems=(Forbidden, IdTaken, NotAccepted, Draining),
+        parameters=(IDEMPOTENCY_KEY,),
+        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION | REPLAYED)},
+        problems=(Forbidden, IdTaken, MalformedKey, KeyReused, NotAccepted, Draining),
     ),
     Endpoint(
         method="GET", path="/tasks", handle=list_tasks, query=TasksQuery,

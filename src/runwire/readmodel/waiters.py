@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from runwire.domain.run import Run
@@ -22,6 +22,8 @@ class Waiters:
         self._limit = limit
         self._by_run: dict[Key, list[asyncio.Future[Run | None]]] = {}
         self._count = 0
+        self.on_ended: list[Callable[[Run], None]] = []
+        """Each is called with every run that has ended, whether anybody waits for it or not."""
 
     def __len__(self) -> int:
         return self._count
@@ -52,6 +54,8 @@ class Waiters:
 
     def ended(self, run: Run) -> None:
         """Wake whoever waits for this run."""
+        for callback in self.on_ended:
+            callback(run)
         for future in self._by_run.get((run.task, run.id), ()):
             if not future.done():
                 future.set_result(run)
