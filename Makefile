@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test check bench clean
+.PHONY: install up test check bench bench-size clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,9 @@ check: install
 
 bench: install
 	$(VENV)/bin/python -m benchmarks.execute
+
+bench-size: install
+	$(VENV)/bin/python -m benchmarks.size $(SIZE_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

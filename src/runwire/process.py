@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -15,6 +16,17 @@ EXIT_SETUP = 78
 
 PR_SET_PDEATHSIG = 1
 """prctl(2), Linux: the signal this process gets when its parent dies."""
+
+
+GC_THRESHOLDS = (100_000, 50, 1000)
+"""Python's own (700, 10, 10) look at everything that is alive again and again: in a read model's rebuild that took two
+thirds of the time. What we let go of is freed by its reference count; few cycles are ever made."""
+
+
+def calm_garbage_collector() -> None:
+    """Look for garbage in cycles seldom, and never among what was there at the start."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def set_up_logging(name: str, level: str) -> None:

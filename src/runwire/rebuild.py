@@ -7,6 +7,7 @@ Without RUNWIRE_NATS_URL the embedded broker is started for it.
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runwire import embedded
 from runwire.messaging.broker import Bus
-from runwire.process import die_with_parent
+from runwire.process import calm_garbage_collector, die_with_parent
 from runwire.readmodel.database import Database, open_database, remove_database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projector import Projector
@@ -30,8 +32,10 @@ from runwire.settings import Settings
 
 def run_rebuild(settings: Settings) -> None:
     """Build the file beside the old one and put it in its place. Raises SetupError, as when an adapter has it open."""
+    calm_garbage_collector()
     with _broker(settings) as url:
-        asyncio.run(_rebuild(settings.model_copy(update={"nats_url": url})))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_rebuild(settings.model_copy(update={"nats_url": url})))
 
 
 @contextmanager
@@ -75,20 +79,32 @@ async def _rebuild(settings: Settings) -> None:
     for leftover in (fresh_path.with_suffix(".lock"), Path(f"{fresh_path}-wal"), Path(f"{fresh_path}-shm")):
         leftover.unlink(missing_ok=True)
     seconds = time.monotonic() - began
-    print(f"rebuilt {path} from {events:,} events in {seconds:.1f} s ({events / seconds:,.0f} events/s)")
+    megabytes, memory = path.stat().st_size / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"rebuilt {path} from {events:,} events in {seconds:.1f} s ({events / seconds:,.0f} events/s): "
+        f"{megabytes:,.0f} MB, with {memory:,.0f} MB of memory"
+    )
 
 
 async def _project(bus: Bus, database: Database, settings: Settings) -> int:
     """Read everything there is; returns the last sequence."""
-    projector = Projector(bus, database, Heads(), Waiters(1), history=settings.events_history)
+    projector = Projector(bus, database, Heads(capacity=1), Waiters(1), history=settings.events_history)
     await projector.start()
-    columns = (TextColumn("reading events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("reading events"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    began = time.monotonic()
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("events", total=projector.progress[1])
+        task = bar.add_task("events", total=projector.progress[1], rate=0.0)
         while not projector.caught_up.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await projector.caught_up.wait()
-            bar.update(task, completed=projector.progress[0])
+            done = projector.progress[0]
+            bar.update(task, completed=done, rate=done / (time.monotonic() - began))
     await projector.stop()
     return projector.progress[0]

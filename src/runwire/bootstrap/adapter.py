@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import FrameType
@@ -26,7 +27,7 @@ from runwire.http.keeper import KeyKeeper
 from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
-from runwire.process import notify_ready
+from runwire.process import calm_garbage_collector, notify_ready
 from runwire.readmodel.database import Database, open_database
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.heads import Heads
@@ -70,6 +71,7 @@ def serve_adapter(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SetupError when that is not possible."""
     listener = _bind(settings)
     app = adapter_app(settings)
+    calm_garbage_collector()
     server = _Server(
         app,
         uvicorn.Config(
@@ -157,13 +159,15 @@ async def start_projector(
     """A projector that has caught up with everything there is; says how far it is when that takes long."""
     projector = Projector(bus, database, heads, waiters, history=settings.events_history)
     await projector.start()
+    began, first = time.monotonic(), projector.progress[0]
     while not projector.caught_up.is_set():
         try:
             async with asyncio.timeout(PROGRESS_INTERVAL):
                 await projector.caught_up.wait()
         except TimeoutError:
             done, target = projector.progress
-            log.info("reading events: %d of %d", done, target, extra={"action": "catching_up"})
+            rate = (done - first) / (time.monotonic() - began)
+            log.info("reading events: %d of %d, %.0f/s", done, target, rate, extra={"action": "catching_up"})
     return projector
 
 

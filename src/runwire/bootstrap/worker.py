@@ -11,7 +11,7 @@ from faststream import FastStream
 from runwire.app import App, load_app
 from runwire.messaging import streams
 from runwire.messaging.broker import Bus
-from runwire.process import notify_ready
+from runwire.process import calm_garbage_collector, notify_ready
 from runwire.settings import Settings, load
 from runwire.worker.actions.builtin import builtin_actions
 from runwire.worker.consumer import Consumer
@@ -55,5 +55,6 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
 
 def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT. Raises SetupError when that is not possible."""
+    calm_garbage_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(worker_app(settings).run(log_level=logging.CRITICAL))

@@ -49,13 +49,13 @@ async def list_runs(request: Request) -> Response:
     document = await find_task(parts, principal, task, AccessLevel.VIEWER)
     query = parse_query(request, RunsQuery)
     current = [view for view in await _current(parts, document) if query.code in {None, view["code"]}]
-    ended, total = await parts.reader.ended_runs(
+    ended, total = await parts.reader.runs(
         task,
         code=query.code,
         limit=query.limit,
         offset=max(0, query.offset - len(current)),
     )
-    page = [*current[query.offset :], *(run.public() for run in ended)][: query.limit]
+    page = [*current[query.offset :], *ended][: query.limit]
     headers = page_headers(request, limit=query.limit, offset=query.offset, total=total + len(current))
     return Response(json_bytes(page), 200, headers, "application/json")
 

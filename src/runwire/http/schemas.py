@@ -308,9 +308,13 @@ def parse_task(body: bytes) -> TaskBody:
 
 def task_view(task: Task, logs: list[dict[str, JsonValue]]) -> dict[str, Any]:
     """The task as the API shows it: JSON-ready, fields in the contract's order."""
-    view = task.model_dump(mode="json")
-    rest = {name: view.pop(name) for name in ("debug", "version", "result", "timeout", "retry")}
-    return view | {"logs": logs} | rest
+    return stored_view(task.model_dump(mode="json"), logs)
+
+
+def stored_view(task: dict[str, Any], logs: list[dict[str, JsonValue]]) -> dict[str, Any]:
+    """As :func:`task_view`, of a task as its document has it in JSON."""
+    rest = {name: task.pop(name) for name in ("debug", "version", "result", "timeout", "retry")}
+    return task | {"logs": logs} | rest
 
 
 def execute_view(code: StateCode, last_run: datetime | None, modified: datetime, created: datetime) -> dict[str, Any]:

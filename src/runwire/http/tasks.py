@@ -21,7 +21,7 @@ from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED
 from runwire.http.lookup import find_task, readable_chains, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
-from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, task_view
+from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, stored_view, task_view
 from runwire.http.services import services
 from runwire.messaging import events
 from runwire.readmodel.reader import TaskFilter
@@ -87,7 +87,7 @@ async def list_tasks(request: Request) -> Response:
     tasks, total = await parts.reader.tasks(which, limit=query.limit, offset=query.offset)
     headers = page_headers(request, limit=query.limit, offset=query.offset, total=total)
     return Response(
-        json_bytes([task_view(found.document.task, found.logs) for found in tasks]), 200, headers, "application/json"
+        json_bytes([stored_view(found.task, found.logs) for found in tasks]), 200, headers, "application/json"
     )
 
 

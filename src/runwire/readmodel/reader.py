@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import Run
+from runwire.domain.run import PUBLIC_FIELDS, Run
 from runwire.domain.task import FINAL, StateCode
 from runwire.messaging import subjects
 from runwire.readmodel.database import Database
@@ -23,6 +23,8 @@ from runwire.readmodel.projection import position
 LOGS_IN_LISTS = 10
 """Log entries each task brings along in a list: as many as a single task does by default."""
 
+Stored = dict[str, Any]
+"""A task or a run in JSON, as its document has it: in lists it is passed on as it is, without being made a model of."""
 LogLine = dict[str, JsonValue]
 """A log entry as the API shows it: ``{date, level, message, run}``."""
 
@@ -32,6 +34,14 @@ class TaskWithLogs:
     """A task's document and some of its log entries, newest last."""
 
     document: Document
+    logs: list[LogLine]
+
+
+@dataclass(frozen=True)
+class ListedTask:
+    """A task of a list, and some of its log entries, newest last."""
+
+    task: Stored
     logs: list[LogLine]
 
 
@@ -80,10 +90,10 @@ class Reader:
 
         return await self._database.read(query)
 
-    async def tasks(self, which: TaskFilter, *, limit: int, offset: int) -> tuple[list[TaskWithLogs], int]:
+    async def tasks(self, which: TaskFilter, *, limit: int, offset: int) -> tuple[list[ListedTask], int]:
         """A page of tasks, sorted by id, and how many there are in all."""
 
-        def query(connection: sqlite3.Connection) -> tuple[list[TaskWithLogs], int]:
+        def query(connection: sqlite3.Connection) -> tuple[list[ListedTask], int]:
             total = _count(connection, which)
             if offset >= total:
                 return [], total
@@ -92,7 +102,7 @@ class Reader:
                 row = _document_row(connection, task)
                 if row is not None:
                     logs = _logs(connection, task, limit=LOGS_IN_LISTS, offset=0)
-                    page.append(TaskWithLogs(Document.model_validate_json(row[1]), logs))
+                    page.append(ListedTask(from_json(row[1])["task"], logs))
             return page, total
 
         return await self._database.read(query)
@@ -109,11 +119,13 @@ class Reader:
         )
         return Run.model_validate_json(row[0]) if row else None
 
-    async def ended_runs(self, task: int, *, code: StateCode | None, limit: int, offset: int) -> tuple[list[Run], int]:
-        """A page of the task's ended runs, newest first, and how many are kept in all."""
+    async def ended_runs(
+        self, task: int, *, code: StateCode | None, limit: int, offset: int
+    ) -> tuple[list[Stored], int]:
+        """A page of the task's ended runs as the API shows them, newest first, and how many are kept in all."""
         codes = tuple(FINAL if code is None else FINAL & {code})
 
-        def query(connection: sqlite3.Connection) -> tuple[list[Run], int]:
+        def query(connection: sqlite3.Connection) -> tuple[list[Stored], int]:
             total = 0
             for found in codes:
                 total += connection.execute(
@@ -133,7 +145,8 @@ class Reader:
                 connection.execute("SELECT document FROM run WHERE sequence = ?", (sequence,)).fetchone()[0]
                 for sequence in sequences
             ]
-            return [Run.model_validate_json(document) for document in documents], total
+            runs = [from_json(document) for document in documents]
+            return [{name: run[name] for name in PUBLIC_FIELDS} for run in runs], total
 
         return await self._database.read(query)
 
