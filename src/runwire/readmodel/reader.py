@@ -119,9 +119,7 @@ class Reader:
         )
         return Run.model_validate_json(row[0]) if row else None
 
-    async def ended_runs(
-        self, task: int, *, code: StateCode | None, limit: int, offset: int
-    ) -> tuple[list[Stored], int]:
+    async def runs(self, task: int, *, code: StateCode | None, limit: int, offset: int) -> tuple[list[Stored], int]:
         """A page of the task's ended runs as the API shows them, newest first, and how many are kept in all."""
         codes = tuple(FINAL if code is None else FINAL & {code})
 
