@@ -11,18 +11,21 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
 
+from nats.aio.msg import Msg
 from nats.js.api import StreamConfig, StreamInfo
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
 from runwire.domain.errors import SetupError
 from runwire.embedded import running_url_path
-from runwire.messaging import streams, subjects
+from runwire.messaging import chains, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.settings import Settings
 
 FULL = 0.8
 """Share of a stream's size from which on it is time to act."""
+ROLL_CALL_SECONDS = 0.5
+"""How long workers may take to answer."""
 DECISIVE = (
     "retention", "discard", "discard_new_per_subject", "max_msgs_per_subject", "allow_msg_schedules", "allow_direct",
 )  # fmt: skip
@@ -112,14 +115,30 @@ def _value(config: StreamConfig, name: str) -> str:
 
 async def _workers(bus: Bus) -> Finding:
     try:
-        info = await bus.js.consumer_info(subjects.COMMANDS, subjects.WORKERS)
+        queue = await chains.census(bus)
     except (*UNAVAILABLE, JetStreamError):
-        return Finding("workers", ok=False, detail="their consumer is missing")
-    waiting, busy = info.num_waiting or 0, info.num_ack_pending or 0
-    detail = f"{busy} runs in hand, {info.num_pending or 0} queued"
-    if not waiting and not busy:
-        return Finding("workers", ok=False, detail=f"none is listening; {detail}")
+        return Finding("workers", ok=False, detail="their stream is missing")
+    answers = await _roll_call(bus)
+    if not answers:
+        return Finding("workers", ok=False, detail=f"none is connected, {queue.commands:,} runs queued")
+    slots, used = sum(answer["slots"] for answer in answers), sum(answer["used"] for answer in answers)
+    detail = f"{len(answers)} connected, {used} of {slots} slots in use, {queue.commands:,} runs queued or running"
     return Finding("workers", ok=True, detail=detail)
+
+
+async def _roll_call(bus: Bus) -> list[dict[str, int]]:
+    """What every worker that is connected and awake says of itself."""
+    answers: list[dict[str, int]] = []
+
+    async def hear(answer: Msg) -> None:
+        if answer.data:  # empty: the broker's word that nobody listens
+            answers.append(json.loads(answer.data))
+
+    inbox = bus.nc.new_inbox()
+    await bus.nc.subscribe(inbox, cb=hear)
+    await bus.nc.publish(subjects.ROLL_CALL, reply=inbox)
+    await asyncio.sleep(ROLL_CALL_SECONDS)
+    return answers
 
 
 def _read_model(settings: Settings, last_event: int | None) -> Finding:

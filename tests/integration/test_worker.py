@@ -17,7 +17,7 @@ from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Change
 from runwire.domain.run import Command, Done, Source
 from runwire.domain.task import RetryPolicy, StateCode
-from runwire.messaging import codec, deadletters, events, streams
+from runwire.messaging import codec, deadletters, events
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from tests.support import (
@@ -413,7 +413,7 @@ async def test_a_run_whose_workers_always_die_ends_as_attempts_exhausted(
         )
         document = lifecycle.claim(document, command, claim_id=uuid4().hex, now=lifecycle_now())
         await events.append(bus, document, expected=delivery, event_id=uuid4().hex)
-    sub = await bus.js.pull_subscribe_bind("workers", "COMMANDS")
+    sub = await bus.js.pull_subscribe_bind(f"workers-{CHAIN}", "COMMANDS")
     for _ in range(settings.max_deliveries):
         (message,) = await sub.fetch(1, timeout=5)
         await message.nak()
@@ -427,7 +427,7 @@ async def test_a_command_whose_worker_died_before_the_claim_goes_to_another(
 ) -> None:
     await make_task(bus)
     await publish_command(bus, "r1")
-    dead = await bus.js.pull_subscribe_bind("workers", "COMMANDS")
+    dead = await bus.js.pull_subscribe_bind(f"workers-{CHAIN}", "COMMANDS")
     await dead.fetch(1, timeout=5)  # and never a word again
     async with worker(bus, app, settings):
         document = await ended(bus, "r1", within=settings.ack_wait + 5)
@@ -472,9 +472,16 @@ async def test_a_remembered_event_that_is_out_of_date_costs_another_look_and_not
     assert (document.run.code, document.run.attempt, document.task.desc) == ("DONE", 1, "edited")
 
 
-async def test_a_changed_ack_wait_is_taken_over_at_the_next_start(bus: Bus, settings: Settings) -> None:
-    await streams.provision(bus, settings.model_copy(update={"ack_wait": 7.0}))
-    assert (await bus.js.consumer_info("COMMANDS", "workers")).config.ack_wait == 7.0
+async def test_a_changed_ack_wait_is_taken_over_at_the_next_start_of_a_worker(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    await make_task(bus)
+    assert (await bus.js.consumer_info("COMMANDS", f"workers-{CHAIN}")).config.ack_wait == settings.ack_wait
+    changed = settings.model_copy(update={"ack_wait": 7.0})
+    other = await connected(changed)
+    async with worker(other, app, changed):
+        assert (await bus.js.consumer_info("COMMANDS", f"workers-{CHAIN}")).config.ack_wait == 7.0
+    await other.nc.close()
 
 
 async def test_a_run_left_behind_without_a_command_is_ended_as_lost_and_the_next_one_runs(
@@ -508,7 +515,7 @@ async def test_a_worker_that_has_lost_its_claim_is_fenced_and_stays_silent(
         taken = lifecycle.claim(head.document, command, claim_id="thief", now=lifecycle_now())
         sequence = await events.append(bus, taken, expected=head.sequence, event_id="thief")
         gate.opened.set()
-        info = await bus.js.consumer_info("COMMANDS", "workers")
+        info = await bus.js.consumer_info("COMMANDS", f"workers-{CHAIN}")
         await asyncio.sleep(0.3)
         assert (await bus.js.stream_info("COMMANDS")).state.messages == 1, "the zombie must not acknowledge"
         assert info.num_ack_pending == 1
@@ -585,12 +592,12 @@ async def test_a_worker_takes_no_more_than_its_slots(bus: Bus, app: App, setting
     gate = Gate(app)
     for task in range(1, 8):
         await make_task(bus, "gate", task=task)
-    async with worker(bus, app, settings.model_copy(update={"worker_slots": 3})):
+    async with worker(bus, app, settings.model_copy(update={"worker_slots": 4})):  # of which one is for other chains
         for task in range(1, 8):
             await publish_command(bus, f"r{task}", task=task)
         await gate.is_running(3)
         await asyncio.sleep(0.2)
-        info = await bus.js.consumer_info("COMMANDS", "workers")
+        info = await bus.js.consumer_info("COMMANDS", f"workers-{CHAIN}")
         assert (gate.begun, info.num_ack_pending, info.num_pending) == (3, 3, 4)
         gate.opened.set()
         for task in range(1, 8):

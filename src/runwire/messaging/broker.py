@@ -61,6 +61,9 @@ class Bus:
             msg = "RUNWIRE_NATS_URL is not set: where is the broker? (`runwire up` brings one of its own)"
             raise SetupError(msg)
         self.url = settings.nats_url
+        self.settings = settings
+        self.chains: set[int] = set()
+        """Chains that are known to have their consumer (:mod:`runwire.messaging.chains`)."""
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._last_error: Exception | None = None
         self._buckets: dict[str, KeyValue] = {}
@@ -130,6 +133,7 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         log.info("the broker is back", extra={"action": "reconnected"})
+        self.chains.clear()
         for callback in self.on_reconnect:
             await callback()
 

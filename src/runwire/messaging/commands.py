@@ -17,7 +17,7 @@ from nats.js.errors import APIError, NotFoundError
 from runwire.domain.errors import NotAccepted, TaskBusy
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import Command, Source
-from runwire.messaging import codec, events, subjects
+from runwire.messaging import chains, codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 
 GRACE = 0.002
@@ -108,6 +108,8 @@ async def _try(
 ) -> _Verdict:
     headers = {subjects.MSG_ID: message_id, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
     timeout = max(0.1, min(REQUEST_TIMEOUT, deadline - asyncio.get_running_loop().time()))
+    if chain not in bus.chains:
+        await chains.ensure(bus, chain, timeout=timeout)
     try:
         ack = await bus.js.publish(subjects.command(chain, task), b"{}", headers=headers, timeout=timeout)
     except APIError as error:

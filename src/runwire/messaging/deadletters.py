@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from nats.aio.msg import Msg
@@ -28,19 +29,34 @@ class DeadLetter:
 async def publish(bus: Bus, command: Msg, *, reason: str, detail: str) -> None:
     """Keep a command that cannot be run. May be repeated: it is stored once. Raises one of UNAVAILABLE."""
     sequence = command.metadata.sequence.stream
+    await _keep(bus, command.subject, command.data, command.headers, sequence, reason=reason, detail=detail)
+
+
+async def bury(bus: Bus, subject: str, *, reason: str, detail: str) -> None:
+    """Move a command that no worker can take, as its subject names no chain, out of COMMANDS. May be repeated."""
+    with suppress(NotFoundError):  # another worker was quicker
+        command = await bus.js.get_msg(subjects.COMMANDS, subject=subject)
+        sequence = command.seq or 0
+        await _keep(bus, subject, command.data or b"", command.headers, sequence, reason=reason, detail=detail)
+        await bus.js.delete_msg(subjects.COMMANDS, sequence)
+
+
+async def _keep(
+    bus: Bus, subject: str, body: bytes, known: dict[str, str] | None, sequence: int, *, reason: str, detail: str
+) -> None:
     try:
-        chain, task = subjects.parse(command.subject)
+        chain, task = subjects.parse(subject)
     except Undecodable:
         chain, task = 0, 0
     headers = {
         subjects.MSG_ID: f"dead-{sequence}",
-        subjects.RUN_ID: codec.run_of_command(command.headers, command.data, sequence),
+        subjects.RUN_ID: codec.run_of_command(known, body, sequence),
         subjects.DEAD_REASON: reason,
         subjects.DEAD_DETAIL: " ".join(detail.split())[:LONGEST_DETAIL],
-        subjects.DEAD_SUBJECT: command.subject,
+        subjects.DEAD_SUBJECT: subject,
         subjects.DEAD_SEQUENCE: str(sequence),
     }
-    await bus.js.publish(subjects.dead_letter(chain, task), command.data, headers=headers)
+    await bus.js.publish(subjects.dead_letter(chain, task), body, headers=headers)
 
 
 async def last(bus: Bus, chain: int, task: int) -> DeadLetter | None:

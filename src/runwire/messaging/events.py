@@ -23,7 +23,7 @@ from nats.js.errors import Error as JetStreamError
 
 from runwire.domain.errors import BodyTooLarge, Conflict, NotAccepted, Undecodable
 from runwire.domain.lifecycle import Change, Document
-from runwire.messaging import codec, subjects
+from runwire.messaging import chains, codec, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.pull import Puller
 
@@ -114,6 +114,8 @@ async def append(bus: Bus, document: Document, *, expected: int, event_id: str, 
     headers = codec.event_headers(document, event_id, datetime.now(UTC))
     headers[subjects.EXPECTED_SEQUENCE] = str(expected)
     headers[subjects.EXPECTED_SUBJECT] = fence
+    if unique_id and task.chain not in bus.chains:  # a chain is ready for commands when it has its first task
+        await chains.ensure(bus, task.chain)
     try:
         ack = await bus.js.publish(subjects.event(document), codec.encode(document), headers=headers)
     except MaxPayloadError:

@@ -1,8 +1,9 @@
-"""A pull consumer that never has more messages in hand than were asked for.
+"""Pull consumers that never have more messages in hand than were asked for.
 
 nats-py's own ``fetch`` costs a round trip per call and waits for a batch to fill up; here the requests
 stand open at the broker and messages arrive the moment they exist. :meth:`Puller.request` opens room for
-so many messages; the broker sends at most that many.
+so many messages; the broker sends at most that many. :class:`Requests` does the same for any number of consumers
+over one subscription, and leaves it to its owner how many of each.
 """
 
 from __future__ import annotations
@@ -128,3 +129,83 @@ class Puller:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class Requests:
+    """Open requests to many consumers of one stream, each known by a number.
+
+    ``on_message`` gets every message, ``on_returned`` how many requests of a consumer came back unused, and
+    ``on_lost`` the number of a consumer whose requests may be gone, as it or its broker went away.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        *,
+        on_message: Callable[[Msg], None],
+        on_returned: Callable[[int, int], None],
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._bus = bus
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}"
+        self._on_message = on_message
+        self._on_returned = on_returned
+        self._on_lost = on_lost
+        self._inbox = bus.nc.new_inbox()
+        self._generation = 0
+        self._due: dict[int, float] = {}
+        """When the last request of a consumer has to be back, used or not (loop time)."""
+        self._subscription: Subscription | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to listen; requests may follow."""
+        self._subscription = await self._bus.nc.subscribe(f"{self._inbox}.*.*", cb=self._receive)
+        self._watch = asyncio.create_task(self._watch_for_lost())
+
+    async def stop(self) -> None:
+        """Ask for nothing more. What is on its way still reaches ``on_message``. May be called twice."""
+        self._generation += 1
+        if self._watch is not None:
+            self._watch.cancel()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with contextlib.suppress(NatsError, TimeoutError):
+                await subscription.drain()
+
+    async def ask(self, number: int, consumer: str, count: int, *, seconds: float) -> None:
+        """Make room for ``count`` more messages of a consumer, for so many seconds."""
+        self._due[number] = asyncio.get_running_loop().time() + seconds + EXPIRES
+        body = b'{"batch":%d,"expires":%d}' % (count, int(seconds * 1e9))
+        reply = f"{self._inbox}.{self._generation}.{number}"
+        await self._bus.nc.publish(f"{self._subject}.{consumer}", body, reply=reply)
+
+    def forget(self) -> None:
+        """All open requests are gone: the connection was."""
+        self._generation += 1
+        self._due.clear()
+
+    async def _receive(self, message: Msg) -> None:
+        status = message.headers.get("Status") if message.headers and not message.reply else None
+        if status is None:
+            self._on_message(message)
+            return
+        generation, number = message.subject.rsplit(".", 2)[1:]
+        if int(generation) != self._generation or status == "100":
+            return
+        returned = (message.headers or {}).get("Nats-Pending-Messages")
+        if status == "408" and returned is not None:
+            self._on_returned(int(number), int(returned))
+        else:
+            log.debug("requests lost: %s %s", status, message.headers, extra={"action": "pull_reset"})
+            self._on_lost(int(number))
+
+    async def _watch_for_lost(self) -> None:
+        """Requests that the broker has lost without saying so."""
+        while True:
+            await asyncio.sleep(EXPIRES / 2)
+            now = asyncio.get_running_loop().time()
+            for number in [number for number, due in self._due.items() if due < now]:
+                del self._due[number]
+                self._on_lost(number)

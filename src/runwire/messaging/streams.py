@@ -6,6 +6,8 @@ as it is: what an operator changed stays changed. ``runwire doctor`` says what d
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
@@ -29,9 +31,11 @@ LARGEST_COMMAND = 64 * 1024
 """Bytes of a command; the broker refuses larger ones."""
 LARGEST_EVENT = 256 * 1024
 MAX_OUTSTANDING = 100_000
-"""Commands that may be with workers or waiting for a retry at once: a delayed one counts, too."""
+"""Commands of a chain that may be with workers or waiting for a retry at once: a delayed one counts, too."""
 MAX_WAITING = 8192
-"""Free slots of all workers together that may wait for a command."""
+"""Requests of all workers together that may wait for a chain's next command."""
+MAX_CHAINS = 100_000
+"""Consumers that COMMANDS may have. nats-server 2.15 takes a limit that is not given, or -1, for 1,000."""
 LOG_LINES_PER_TASK = 10_000
 LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS, AUDIT_DAYS = 30, 30, 30, 90
 TOKEN_HISTORY = 64
@@ -75,6 +79,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             discard=DiscardPolicy.NEW,
             discard_new_per_subject=True,
             max_msg_size=LARGEST_COMMAND,
+            max_consumers=MAX_CHAINS,
             duplicate_window=DUPLICATE_WINDOW,
         ),
         stream(
@@ -103,29 +108,37 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
     ]
 
 
-def workers_config(settings: Settings) -> ConsumerConfig:
-    """The consumer that all workers share. Attempts are counted in our events, so deliveries are not limited."""
+def workers_config(settings: Settings, chain: int) -> ConsumerConfig:
+    """The consumer of a chain, which all workers share.
+
+    One for each chain, so that none waits behind another's queue. Attempts are counted in our events, so
+    deliveries are not limited.
+    """
     return ConsumerConfig(
-        name=subjects.WORKERS,
-        durable_name=subjects.WORKERS,
+        name=subjects.workers(chain),
+        durable_name=subjects.workers(chain),
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=settings.ack_wait,
         max_deliver=-1,
         max_ack_pending=MAX_OUTSTANDING,
         max_waiting=MAX_WAITING,
-        filter_subject=subjects.ALL_COMMANDS,
+        filter_subject=subjects.commands_of(chain),
     )
 
 
 async def provision(bus: Bus, settings: Settings) -> None:
-    """Create what is missing; may be called by every process at every start. Raises SetupError."""
+    """Create what is missing; may be called by every process at every start. Raises SetupError.
+
+    The consumers of the chains come with their first task (:mod:`runwire.messaging.chains`).
+    """
     try:
         for config in stream_configs(settings):
             await _ensure_stream(bus, config)
         await _ensure_bucket(bus, subjects.TOKENS_BUCKET, settings, history=TOKEN_HISTORY)
         await _ensure_bucket(bus, subjects.SETTINGS_BUCKET, settings)
         await _ensure_artifacts(bus, settings)
-        await bus.js.add_consumer(subjects.COMMANDS, workers_config(settings))
+        with suppress(NotFoundError):  # what it had in hand comes again, through the consumer of its chain
+            await bus.js.delete_consumer(subjects.COMMANDS, subjects.SHARED_WORKERS)
     except APIError as error:
         if error.err_code == INSUFFICIENT_STORAGE:
             raise SetupError(
@@ -136,12 +149,15 @@ async def provision(bus: Bus, settings: Settings) -> None:
 
 async def _ensure_stream(bus: Bus, config: StreamConfig) -> None:
     try:
-        await bus.js.stream_info(str(config.name))
+        info = await bus.js.stream_info(str(config.name))
     except NotFoundError:
         try:
             await bus.js.add_stream(config)
         except BadRequestError:  # somebody else created it meanwhile, from other settings
             await bus.js.stream_info(str(config.name))
+        return
+    if config.max_consumers and (info.config.max_consumers or 0) <= 0:  # created by an earlier version
+        await bus.js.update_stream(info.config.evolve(max_consumers=config.max_consumers))
 
 
 async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings, *, history: int = 1) -> None:

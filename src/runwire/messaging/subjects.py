@@ -17,6 +17,7 @@ takes ``cmd.1.>`` for a literal subject when publishing, so this is checked here
 from __future__ import annotations
 
 import re
+import contextlib
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Change, Document
@@ -34,8 +35,12 @@ ALL_KEYS = "tasks.key.*"
 ALL_AUDIT = "tasks.aud.*"
 ID_COUNTER = "tasks.ids"
 
-WORKERS = "workers"
-"""The durable consumer on COMMANDS that all workers share."""
+SHARED_WORKERS = "workers"
+"""The one consumer that all chains shared in earlier versions; its filter stands in the way of those of the chains."""
+CONSUMER_CREATED = f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{COMMANDS}.*"
+"""Where the broker tells that COMMANDS has a new consumer."""
+ROLL_CALL = "tasks.wrk.call"
+"""A request here is answered by every worker (core NATS, nothing is stored)."""
 
 TOKENS_BUCKET = "runwire-tokens"
 SETTINGS_BUCKET = "runwire-settings"
@@ -66,6 +71,30 @@ DEAD_SEQUENCE = "Dead-Letter-Sequence"
 def command(chain: int, task: int) -> str:
     """Where the execute command of a task is published."""
     return f"tasks.cmd.{_id(chain)}.{_id(task)}.execute"
+
+
+def commands_of(chain: int) -> str:
+    """All commands of a chain."""
+    return f"tasks.cmd.{_id(chain)}.*.execute"
+
+
+def workers(chain: int) -> str:
+    """The durable consumer on COMMANDS through which all workers take the chain's commands."""
+    return f"workers-{_id(chain)}"
+
+
+def chain_of_workers(consumer: str) -> int | None:
+    """The chain whose commands this consumer takes; None: it is none of ours."""
+    return chain_of_token(consumer.removeprefix("workers-")) if consumer.startswith("workers-") else None
+
+
+def chain_of_token(token: str) -> int | None:
+    """The chain a part of a subject names, in the one spelling that counts; None: it names none."""
+    with contextlib.suppress(ValueError):
+        number = int(token)
+        if str(number) == token:
+            return _id(number)
+    return None
 
 
 def event(document: Document) -> str:
