@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     """Calls that may wait for a run in one adapter; beyond them the answer is 202 at once."""
     max_streams: Annotated[int, Field(ge=1)] = 1000
     """Event streams that may be open at once in one adapter; beyond them the answer is 503."""
+    rate_per_token: str | None = None
+    """Calls a token may make of one adapter, such as ``100/second``; None: any number."""
+    rate_per_chain: str | None = None
+    """Calls about a chain's tasks that one adapter takes, such as ``100/second``; None: any number."""
+    max_outstanding_per_chain: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Queued and running runs of a chain beyond which an adapter takes no more; None: any number."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Log lines of at least this level are written to stderr."""
 
@@ -83,6 +89,22 @@ class Settings(BaseSettings):
             if parts.scheme not in {"nats", "tls"} or not parts.hostname:
                 msg = "must be nats://USER:PASSWORD@HOST:PORT or tls://..."
                 raise ValueError(msg)
+        return value
+
+    @field_validator("rate_per_token", "rate_per_chain")
+    @classmethod
+    def _is_rate(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from limits import parse_many  # noqa: PLC0415 - only who limits pays for it
+
+        try:
+            rates = parse_many(value)
+        except ValueError:
+            rates = []
+        if len(rates) != 1 or rates[0].amount < 1:
+            msg = "must be a number of calls and a time, such as 100/second or 1000/5 minutes"
+            raise ValueError(msg)
         return value
 
     @property

@@ -24,6 +24,7 @@ from runwire.first_start import make_first_start
 from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
 from runwire.http.keeper import KeyKeeper
+from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
 from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -134,6 +135,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     stack.push_async_callback(projector.stop)
     feed = Feed(bus, position=projector.progress[0], limit=settings.max_streams)
     projector.listeners.append(feed.publish)
+    rates = Rates(settings) if settings.rate_per_token or settings.rate_per_chain else None
+    most = settings.max_outstanding_per_chain
     services = Services(
         settings=settings,
         bus=bus,
@@ -141,9 +144,11 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         waiters=waiters,
         milestones=projector.milestones,
         feed=feed,
-        authenticate=Authenticator(bus),
+        authenticate=CountingAuthenticator(bus, rates=rates) if rates else Authenticator(bus),
         checks=lambda: _checks(services, projector),
         server_key=server_key,
+        rates=rates,
+        outstanding=Outstanding(bus, most) if most else None,
     )
     _watch_dead_letters(services)
     await bus.broker.start()

@@ -18,6 +18,8 @@
         TaskBusy                the task is already queued or running
         KeyReused               the Idempotency-Key was used with another request
         IdTaken                 a task with this id exists
+        RateLimited             the token, or the chain, has made too many calls: later
+        TooManyOutstanding      the chain has too many runs queued or running: later
         NotAccepted             it is not known to be stored: try again
         BrokerAway              the broker does not answer, and the read model alone cannot tell: try again
         RunFailed               the run ended as ERROR, and the caller asked for a failing status
@@ -165,6 +167,26 @@ class IdTaken(RequestError):
     """A task with the wanted id exists, in this chain or another."""
 
     code = "id_taken"
+
+
+class RateLimited(RequestError):
+    """More calls than allowed. ``retry_after`` is in seconds: then there is room for one more."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooManyOutstanding(RequestError):
+    """The chain has as many runs queued or running as it may have. ``retry_after`` is in seconds."""
+
+    code = "too_many_outstanding"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotAccepted(RequestError):

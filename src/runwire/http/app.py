@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from runwire.http import execute, health, openapi, problem_pages, problems, runs, streams, tasks
+from runwire.http import execute, health, limits, openapi, problem_pages, problems, runs, streams, tasks
 from runwire.http.endpoint import Endpoint, Handler
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -35,6 +35,7 @@ class _Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self._handlers["GET" if scope["method"] == "HEAD" else scope["method"]]
         response = await handler(Request(scope, receive, send))
+        response.headers.update(limits.headers())
         await response(scope, receive, send)
 
 

@@ -62,7 +62,7 @@ class Endpoint:
         """Every problem this endpoint can answer with."""
         found = list(self.problems)
         if self.needs_token:
-            found += [errors.Unauthenticated, errors.BrokerAway]
+            found += [errors.Unauthenticated, errors.RateLimited, errors.BrokerAway]
         if "{" in self.path:
             found.append(errors.MalformedId)
         if self.query is not None:

@@ -28,6 +28,7 @@ from runwire.domain.errors import (
     RunFailed,
     TaskBusy,
     TaskNotFound,
+    TooManyOutstanding,
 )
 from runwire.domain.ids import uuid7
 from runwire.domain.lifecycle import Document
@@ -212,6 +213,8 @@ ENDPOINTS = (
                 text="The wait is over, the run is not.", model=ExecuteView, headers=RUN_HEADERS | RETRY_AFTER
             ),
         },
-        problems=(Forbidden, TaskNotFound, TaskBusy, MalformedKey, KeyReused, RunFailed, NotAccepted, Draining),
+        problems=(
+            Forbidden, TaskNotFound, TaskBusy, MalformedKey, KeyReused, TooManyOutstanding, RunFailed, NotAccepted, Draining,
+        ),
     ),
 )  # fmt: skip

@@ -34,7 +34,9 @@ def run_id(text: str) -> str:
 
 
 async def find_task(parts: Services, principal: Principal, task: int, level: AccessLevel) -> Document:
-    """The task, if the principal may do this with it. Raises TaskNotFound, Forbidden or one of UNAVAILABLE.
+    """The task, if the principal may do this with it.
+
+    Raises TaskNotFound, Forbidden, RateLimited or one of UNAVAILABLE.
 
     A task that the read model does not hold may have been created through another adapter a moment ago.
     """
@@ -45,6 +47,8 @@ async def find_task(parts: Services, principal: Principal, task: int, level: Acc
     if document is None or document.change is Change.DELETED:
         raise TaskNotFound(f"There is no task {task}.")
     principal.require_task(level, document.task.chain, task)
+    if parts.rates is not None:
+        parts.rates.count_task(principal, document.task.chain)
     return document
 
 

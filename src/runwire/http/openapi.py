@@ -19,7 +19,11 @@ from runwire.http.schemas import Problem
 REFERENCE = "#/components/schemas/{model}"
 CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "How to authenticate (RFC 6750)."}}
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before the next try."}}
-PROBLEM_HEADERS = {401: CHALLENGE, 403: CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
+RATE_LIMIT = {
+    "RateLimit-Policy": {"schema": {"type": "string"}, "description": "The limits: quota `q` in `w` seconds, by name."},
+    "RateLimit": {"schema": {"type": "string"}, "description": "What is left (`r`), and for how many seconds (`t`)."},
+}
+PROBLEM_HEADERS = {401: CHALLENGE, 403: CHALLENGE, 429: RETRY_AFTER | RATE_LIMIT, 503: RETRY_AFTER}
 """Headers of problems by status."""
 
 

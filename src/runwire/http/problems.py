@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from runwire.domain import errors
 from runwire.domain.errors import FieldError, RequestError
+from runwire.http import limits
 from runwire.messaging.broker import UNAVAILABLE
 
 log = logging.getLogger("runwire.http")
@@ -36,6 +37,8 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.BodyTooLarge: (413, "Too large"),
     errors.InvalidFields: (422, "Invalid fields"),
     errors.KeyReused: (422, "Idempotency-Key was used before"),
+    errors.RateLimited: (429, "Too many calls"),
+    errors.TooManyOutstanding: (429, "Too many outstanding runs"),
     errors.RunFailed: (500, "Task failed"),
     errors.NotAccepted: (503, "Not known to be stored"),
     errors.BrokerAway: (503, "Broker unavailable"),
@@ -67,7 +70,10 @@ def problem(
         **members,
     }
     return Response(
-        json.dumps(body), status, {"Cache-Control": "no-store", **headers}, media_type="application/problem+json"
+        json.dumps(body),
+        status,
+        {"Cache-Control": "no-store", **limits.headers(), **headers},
+        media_type="application/problem+json",
     )
 
 
@@ -103,6 +109,8 @@ def _extras(error: RequestError) -> dict[str, Any]:
             return {"run": run, "headers": {"Run-Id": run}}
         case errors.RunFailed(facts=facts, headers=headers):
             return {**facts, "headers": headers}
+        case errors.RateLimited(retry_after=seconds) | errors.TooManyOutstanding(retry_after=seconds):
+            return {"headers": {"Retry-After": str(seconds)}}
         case errors.NotAccepted() | errors.BrokerAway() | errors.Draining() | errors.TooManyStreams():
             return {"headers": {"Retry-After": RETRY_AFTER}}
     return {}

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from runwire.http.auth import Authenticator
 from runwire.http.lines import Lines
+from runwire.http.limits import Outstanding, Rates
 from runwire.messaging.broker import Bus
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader
@@ -47,6 +48,10 @@ class Services:
     """Secret of the installation, from which the names of Idempotency-Keys and their run ids are derived."""
     lines: Lines = field(default_factory=Lines)
     """Who waits for a turn at a busy task."""
+    rates: Rates | None = None
+    """None: no rate is limited."""
+    outstanding: Outstanding | None = None
+    """None: chains may have any number of runs outstanding."""
     pressure: Pressure = field(default_factory=Pressure)
     draining: bool = False
 

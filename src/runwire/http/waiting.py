@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,9 +69,10 @@ class Call:
         return min(max(self.time_left, 1.0), PUBLISH_PATIENCE)
 
     async def publish(self, run: str) -> None:
-        """Ask for the run; afterwards that is durable. Raises TaskBusy or NotAccepted."""
-        task = self.document.task
-        await commands.publish(self.parts.bus, task.chain, task.id, run, source=Source.HTTP, patience=self.patience)
+        """Ask for the run; afterwards that is durable. Raises TaskBusy, TooManyOutstanding or NotAccepted."""
+        task, outstanding = self.document.task, self.parts.outstanding
+        with await outstanding.admit(task.chain) if outstanding else nullcontext():
+            await commands.publish(self.parts.bus, task.chain, task.id, run, source=Source.HTTP, patience=self.patience)
 
     async def publish_in_turn(self, run: str) -> None:
         """Ask for the run as soon as the task is free, after those who were here before.
