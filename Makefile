@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test check bench bench-size clean
+.PHONY: install up test check bench bench-size bench-fairness clean
 
 install: $(INSTALLED)
 
@@ -41,6 +41,9 @@ bench: install
 
 bench-size: install
 	$(VENV)/bin/python -m benchmarks.size $(SIZE_OPTIONS)
+
+bench-fairness: install
+	$(VENV)/bin/python -m benchmarks.fairness
 
 clean:
 	rm -rf $(VENV)

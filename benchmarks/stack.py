@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Stack:
     """Everything runs; the tasks are there."""
 
     children: Children
+    url: str
+    """The broker's, for our processes."""
     port: int
     floor_port: int
     token: str
@@ -56,8 +59,13 @@ class Stack:
         return Measured(**json.loads(answer))
 
 
-def start(children: Children, folder: Path, *, sync: str, tasks: int) -> Stack:
-    """Start everything on ``folder``, the broker flushing as ``sync`` says. Raises ChildFailed."""
+def start(
+    children: Children, folder: Path, *, sync: str, tasks: int, settings: Mapping[str, str] | None = None
+) -> Stack:
+    """Start everything on ``folder``, the broker flushing as ``sync`` says. Raises ChildFailed.
+
+    ``settings``: further ``RUNWIRE_*`` variables.
+    """
     token = f"benchmark:{secrets.token_urlsafe(24)}"
     url = _start_broker(children, folder, sync)
     port, floor_port = free_port(), free_port()
@@ -68,6 +76,7 @@ def start(children: Children, folder: Path, *, sync: str, tasks: int) -> Stack:
         "RUNWIRE_BOOTSTRAP_TOKEN": token,
         "RUNWIRE_LOG_LEVEL": "warning",
         "RUNWIRE_STORE_BYTES": str(STORE_BYTES),
+        **(settings or {}),
     }
     python = [sys.executable, "-m"]
     children.start("adapter", [*python, "runwire", "adapter"], env)
@@ -76,7 +85,7 @@ def start(children: Children, folder: Path, *, sync: str, tasks: int) -> Stack:
     children.start("floor adapter", [*python, "benchmarks.floor_adapter", str(floor_port)], env)
     for name, number in (("adapter", port), ("floor adapter", floor_port)):
         children.wait_for(name, lambda number=number: can_connect(number))  # type: ignore[misc]
-    stack = Stack(children=children, port=port, floor_port=floor_port, token=token, tasks=[])
+    stack = Stack(children=children, url=url, port=port, floor_port=floor_port, token=token, tasks=[])
     return replace(stack, tasks=[_post(stack, "/tasks", TASK)["id"] for _ in range(tasks)])
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from datetime import UTC, datetime
 from statistics import median
 
 import pytest
 
 import runwire
 from runwire.app import App
+from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest
 from runwire.domain.run import Source
-from runwire.messaging import chains, commands, deadletters, streams, subjects
+from runwire.messaging import chains, commands, deadletters, streams, subjects, tokens
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from tests.support import (
     CHAIN,
     Broker,
+    adapter,
     connected,
     dead_letters,
     ended,
@@ -44,6 +48,19 @@ class Endless:
                 await asyncio.Event().wait()
             finally:
                 self.running -= 1
+
+
+async def make_token(bus: Bus, name: str, chain: int) -> str:
+    """The credential of an operator of the chain."""
+    token = AccessToken(
+        id=name,
+        kind=TokenKind.ADMIN,
+        digest=digest("secret"),
+        levels={chain: AccessLevel.OPERATOR},
+        created=datetime.now(UTC),
+    )
+    await tokens.create(bus, token)
+    return f"{name}:secret"
 
 
 async def make_tasks(bus: Bus, count: int, action: str, *, chain: int, first: int) -> range:
@@ -148,6 +165,39 @@ async def test_the_chains_of_a_killed_worker_go_to_the_other_one(bus: Bus, app: 
             for chain in (10, 11):
                 document = await ended(bus, f"r{chain}", task=chain, chain=chain, within=settings.ack_wait + 10)
                 assert document.task.result == {"attempt": 2}
+
+
+async def test_calls_are_answered_promptly_beside_a_flood_of_another_chain_over_its_rate(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    await make_task(bus, task=1, chain=QUIET)
+    noisy = await make_tasks(bus, 32, "noop", chain=CHAIN, first=100)
+    quiet = {"Authorization": f"Bearer {await make_token(bus, 'quiet', QUIET)}"}
+    statuses: Counter[int] = Counter()
+    times: list[float] = []
+    async with (
+        worker(bus, app, settings),
+        adapter(settings.model_copy(update={"rate_per_chain": "30/second"})) as http,
+    ):
+
+        async def shout(task: int) -> None:
+            while True:
+                statuses[(await http.post(f"/tasks/{task}/execute")).status_code] += 1
+
+        flood = [asyncio.create_task(shout(task)) for task in noisy]
+        await eventually(lambda: statuses[429] > 100)
+        for _ in range(20):
+            began = time.monotonic()
+            answer = await http.post("/tasks/1/execute", headers=quiet)
+            times.append(time.monotonic() - began)
+            assert (answer.status_code, answer.json()["code"]) == (200, "DONE")
+            await asyncio.sleep(0.05)
+        for caller in flood:
+            caller.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+    assert statuses[200] >= 30, "what is within the rate is carried out"
+    assert set(statuses) <= {200, 429}
+    assert median(times) < 0.5
 
 
 # --- how workers learn of chains --------------------------------------------------------------------------

@@ -214,7 +214,8 @@ ENDPOINTS = (
             ),
         },
         problems=(
-            Forbidden, TaskNotFound, TaskBusy, MalformedKey, KeyReused, TooManyOutstanding, RunFailed, NotAccepted, Draining,
+            Forbidden, TaskNotFound, TaskBusy, MalformedKey, KeyReused, TooManyOutstanding, RunFailed, NotAccepted,
+            Draining,
         ),
     ),
 )  # fmt: skip

@@ -5,6 +5,9 @@ adapters each counts its own share, so a limit for all is divided by their numbe
 and for the chain of its task; one that names no task counts for every chain of its token. What is counted is told
 in the headers ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers).
 
+A refusal is told a tenth of a second late: callers that ask again the moment they are refused would keep the adapter
+busy with refusing (32 of them made another chain's calls take 13 times as long; this way they slow nobody).
+
 Outstanding runs are what COMMANDS holds for the chain, whoever asked for them: the broker's word, at most
 a quarter of a second old, and what this adapter has added since. Commands on the bus are never refused; they wait
 their turn among the chain's own.
@@ -16,27 +19,35 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import limits
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.requests import Request
 
 from runwire.domain.access import Principal
 from runwire.domain.errors import RateLimited, TooManyOutstanding
 from runwire.http.auth import Authenticator
 from runwire.messaging import chains
-from runwire.messaging.broker import Bus
+from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.settings import Settings
+
+if TYPE_CHECKING:  # only who limits pays for it: it takes 80 ms to import
+    from limits import RateLimitItem
 
 BELIEVED = 0.25
 """Seconds the number of outstanding runs is believed."""
+PATIENCE = 1.0
+"""Seconds the broker may take to say how many there are."""
 DOUBTED = 0.05
 """The same, before a call is refused because of it: runs may have ended meanwhile."""
+
+
+PAUSE = 0.1
+"""Seconds a call that is over its rate waits for its refusal."""
+MOST_PAUSING = 1000
+"""Calls that may wait so at once; further ones are refused on the spot."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +84,30 @@ class Rates:
 
     def __init__(self, settings: Settings) -> None:
         """As the settings say; they have been validated."""
-        self._window = MovingWindowRateLimiter(MemoryStorage())
-        self._per_token = limits.parse(settings.rate_per_token) if settings.rate_per_token else None
-        self._per_chain = limits.parse(settings.rate_per_chain) if settings.rate_per_chain else None
+        from limits import parse  # noqa: PLC0415
+        from limits.storage import MemoryStorage  # noqa: PLC0415
+        from limits.strategies import MovingWindowRateLimiter  # noqa: PLC0415
 
-    def count(self, request: Request, principal: Principal) -> None:
+        self._pausing = 0
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._per_token = parse(settings.rate_per_token) if settings.rate_per_token else None
+        self._per_chain = parse(settings.rate_per_chain) if settings.rate_per_chain else None
+
+    async def count(self, request: Request, principal: Principal) -> None:
         """A call of this principal has come. Raises RateLimited."""
         _standings.set(())
         if self._per_token is not None:
-            self._count("token", self._per_token, principal.token)
+            await self._count("token", self._per_token, principal.token)
         if self._per_chain is not None and (len(principal.levels) == 1 or not _names_task(request)):
             for chain in principal.levels:
-                self._count("chain", self._per_chain, str(chain))
+                await self._count("chain", self._per_chain, str(chain))
 
-    def count_task(self, principal: Principal, chain: int) -> None:
+    async def count_task(self, principal: Principal, chain: int) -> None:
         """A call is about a task of this chain; counted here when the token alone did not tell. Raises RateLimited."""
         if self._per_chain is not None and len(principal.levels) > 1:
-            self._count("chain", self._per_chain, str(chain))
+            await self._count("chain", self._per_chain, str(chain))
 
-    def _count(self, policy: str, rate: limits.RateLimitItem, who: str) -> None:
+    async def _count(self, policy: str, rate: RateLimitItem, who: str) -> None:
         taken = self._window.hit(rate, policy, who)
         stats = self._window.get_window_stats(rate, policy, who)
         reset = max(1, math.ceil(stats.reset_time - time.time()))
@@ -101,8 +117,18 @@ class Rates:
             told[policy] = standing
         _standings.set(tuple(told.values()))
         if not taken:
+            await self._pause()
             message = f"This {policy} may make {rate.amount} calls in {rate.get_expiry()} s, and has made them."
             raise RateLimited(message, retry_after=reset)
+
+    async def _pause(self) -> None:
+        """Let a refused caller wait: one that asks again at once would keep the adapter busy with refusing it."""
+        if self._pausing < MOST_PAUSING:
+            self._pausing += 1
+            try:
+                await asyncio.sleep(PAUSE)
+            finally:
+                self._pausing -= 1
 
 
 class CountingAuthenticator(Authenticator):
@@ -116,7 +142,7 @@ class CountingAuthenticator(Authenticator):
     async def __call__(self, request: Request) -> Principal:
         """Who calls. Raises RateLimited, and what an Authenticator raises."""
         principal = await super().__call__(request)
-        self._rates.count(request, principal)
+        await self._rates.count(request, principal)
         return principal
 
 
@@ -153,7 +179,7 @@ class Outstanding:
     async def admit(self, chain: int) -> AbstractContextManager[None]:
         """Room for one more run of the chain, for as long as the admission is entered.
 
-        Raises TooManyOutstanding, or one of UNAVAILABLE.
+        Raises TooManyOutstanding.
         """
         count = self._counts.setdefault(chain, _Count())
         now = asyncio.get_running_loop().time()
@@ -173,10 +199,12 @@ class Outstanding:
         await asyncio.shield(count.asking)
 
     async def _update(self, chain: int, count: _Count) -> None:
+        """A broker that does not answer leaves the number as it was: publishing the command waits for it to be back."""
+        began, before = asyncio.get_running_loop().time(), count.added
         try:
-            began, before = asyncio.get_running_loop().time(), count.added
-            count.known = await chains.outstanding(self._bus, chain)
-            count.added -= before
+            with suppress(*UNAVAILABLE):
+                count.known = await chains.outstanding(self._bus, chain, timeout=PATIENCE)
+                count.added -= before
             count.at = began
         finally:
             count.asking = None

@@ -48,7 +48,7 @@ async def find_task(parts: Services, principal: Principal, task: int, level: Acc
         raise TaskNotFound(f"There is no task {task}.")
     principal.require_task(level, document.task.chain, task)
     if parts.rates is not None:
-        parts.rates.count_task(principal, document.task.chain)
+        await parts.rates.count_task(principal, document.task.chain)
     return document
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from runwire.http.auth import Authenticator
-from runwire.http.lines import Lines
 from runwire.http.limits import Outstanding, Rates
+from runwire.http.lines import Lines
 from runwire.messaging.broker import Bus
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader

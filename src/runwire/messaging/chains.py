@@ -99,10 +99,10 @@ async def census(bus: Bus) -> Census:
     return Census(commands=state.messages, consumers=state.consumer_count)
 
 
-async def outstanding(bus: Bus, chain: int) -> int:
+async def outstanding(bus: Bus, chain: int, *, timeout: float = REQUEST_TIMEOUT) -> int:
     """Commands of the chain that are queued, running or waiting for a retry. Raises one of UNAVAILABLE."""
     try:
-        info = await bus.js.consumer_info(subjects.COMMANDS, subjects.workers(chain))
+        info = await bus.js.consumer_info(subjects.COMMANDS, subjects.workers(chain), timeout=timeout)
     except NotFoundError:
         return 0
     return (info.num_pending or 0) + (info.num_ack_pending or 0)

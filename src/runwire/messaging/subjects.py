@@ -16,8 +16,8 @@ takes ``cmd.1.>`` for a literal subject when publishing, so this is checked here
 
 from __future__ import annotations
 
-import re
 import contextlib
+import re
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Change, Document

@@ -49,8 +49,9 @@ class Roster:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Find the chains there are, and go on watching. Raises one of UNAVAILABLE."""
-        self._subscription = await self._bus.nc.subscribe(subjects.CONSUMER_CREATED, cb=self._created)
+        """Find the chains there are, and go on watching. Raises one of UNAVAILABLE; then it may be called again."""
+        if self._subscription is None:
+            self._subscription = await self._bus.nc.subscribe(subjects.CONSUMER_CREATED, cb=self._created)
         await self.refresh()
         await self._look()
         self._sweeper = asyncio.create_task(self._sweep())
@@ -98,6 +99,7 @@ class Roster:
         """The broker has a new consumer: serve it now, and see to its configuration then."""
         chain = subjects.chain_of_workers(message.subject.rpartition(".")[2])
         if chain is not None:
+            self._consumers += chain not in self._known
             self._serve({chain})
             errand = asyncio.create_task(self._configure(chain))
             self._errands.add(errand)
