@@ -9,7 +9,7 @@ Data goes round once, one way::
                                          |
                               worker: claim -> act -> conclude
                                          |
-              tasks.evt.<chain>.<task>.{ready,inprogress,done,error,deleted}
+              tasks.evt.<chain>.<task>.{ready,inprogress,done,error,edited,deleted}
                                          v
                               EVENTS (the truth)  ------->  other services (CloudEvents)
                                          |

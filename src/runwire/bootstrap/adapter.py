@@ -26,7 +26,7 @@ from runwire.http.auth import Authenticator
 from runwire.http.keeper import KeyKeeper
 from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
 from runwire.http.services import Pressure, Services
-from runwire.messaging import deadletters, site, streams, subjects
+from runwire.messaging import deadletters, janitor, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.process import calm_garbage_collector, notify_ready
 from runwire.readmodel.database import Database, open_database
@@ -152,8 +152,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     )
     _watch_dead_letters(services)
     await bus.broker.start()
-    watch = asyncio.create_task(_watch_pressure(services))
-    stack.callback(watch.cancel)
+    for chore in (_watch_pressure(services), janitor.keep_swept(bus)):
+        stack.callback(asyncio.create_task(chore).cancel)
     log.info("adapter ready on %s", settings.http_url, extra={"action": "ready"})
     return services
 

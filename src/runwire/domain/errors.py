@@ -9,6 +9,7 @@
         MalformedId             the id in the path is no task or run id
         MalformedKey            the Idempotency-Key is not one
         MalformedEventId        the Last-Event-ID is not one
+        MalformedIfMatch        the If-Match header is no list of entity tags
         MalformedBody           the body is no JSON
         BodyTooLarge            more bytes than accepted
         InvalidFields           the body is JSON, but not what is asked for
@@ -17,6 +18,8 @@
         TaskNotFound, RunNotFound, ProblemNotFound
         TaskBusy                the task is already queued or running
         KeyReused               the Idempotency-Key was used with another request
+        NotRunning              there is no run to cancel, or it is another one
+        Stale                   the task is not the version that If-Match asks for
         IdTaken                 a task with this id exists
         RateLimited             the token, or the chain, has made too many calls: later
         TooManyOutstanding      the chain has too many runs queued or running: later
@@ -76,6 +79,12 @@ class MalformedEventId(RequestError):
     """The Last-Event-ID header is not the id of an event: a number."""
 
     code = "malformed_event_id"
+
+
+class MalformedIfMatch(RequestError):
+    """The If-Match header is neither ``*`` nor a list of entity tags (RFC 9110 section 13.1.1)."""
+
+    code = "malformed_if_match"
 
 
 class MalformedBody(RequestError):
@@ -161,6 +170,22 @@ class KeyReused(RequestError):
     """The caller used this Idempotency-Key with another request before."""
 
     code = "key_reused"
+
+
+class NotRunning(RequestError):
+    """The task has no run that could be cancelled, or another one than the caller named."""
+
+    code = "not_running"
+
+
+class Stale(RequestError):
+    """The task has changed since the caller read it. ``version`` is the one it has now."""
+
+    code = "stale"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"The task has changed: it is at version {version}.")
+        self.version = version
 
 
 class IdTaken(RequestError):

@@ -9,6 +9,10 @@
                       retry, release,          claim (the next run)
                       claim again after a crash
 
+    READY | DONE | ERROR  --- cancel of a run that is still queued --->  ERROR
+    any state             --- edit --->                                  the same state, a new definition
+    READY | DONE | ERROR  --- delete --->                                nothing follows any more
+
 Every event of a task is its next *document*: the whole task, the run it is about, and what changed.
 The functions here take the current document and return the next one; :func:`decide` says which of
 them a worker has to apply when a command reaches it. Nobody else changes a document.
@@ -20,6 +24,8 @@ import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+
+from pydantic import JsonValue
 
 from runwire.domain.run import Claim, Command, ErrorCode, Failed, Outcome, Run, RunError
 from runwire.domain.task import FINAL, Model, RetryPolicy, State, StateCode, Target, Task, whole_seconds
@@ -49,6 +55,15 @@ class Change(StrEnum):
     DELETED = "deleted"
 
 
+class Terms(Model):
+    """What a run is carried out by: the part of the definition that matters to a worker."""
+
+    target: Target
+    trigger: dict[str, JsonValue]
+    timeout: float
+    retry: RetryPolicy | None
+
+
 class Document(Model):
     """What every event carries: the task and its latest run after the change."""
 
@@ -59,6 +74,15 @@ class Document(Model):
     """Ids of the last ended runs, newest last."""
     by: str | None = None
     """Id of the access token that asked for this very change; None: nobody did, it is the course of a run."""
+    started_with: Terms | None = None
+    """What the run goes by when the task has been edited since it began; None: by the task as it stands."""
+
+    @property
+    def task_in_force(self) -> Task:
+        """The task as the run has to see it: an edit takes effect with the next one."""
+        if self.started_with is None:
+            return self.task
+        return self.task.model_copy(update=dict(self.started_with))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +159,13 @@ def decide(
     """
     if document is None:
         return Reject("no_such_task", f"There is no task {command.task} in chain {command.chain}.")
+    if has_ended(document, command.run):
+        return Finished()
     if document.change is Change.DELETED:
         return Reject("task_deleted", f"Task {command.task} has been deleted.")
     run = document.run
     if run is None:
         return Begin()
-    if command.run in document.recent_runs or (run.id == command.run and run.is_final):
-        return Finished()
     if run.id == command.run:
         return _decide_again(run.claim, command, now=now, max_deliveries=max_deliveries)
     if not verified and (not run.is_final or command.sequence <= run.claim.command):
@@ -210,19 +234,7 @@ def claim(document: Document, command: Command, *, claim_id: str, now: datetime)
 
 def conclude(document: Document, outcome: Outcome, *, now: datetime, log_seq: int = 0) -> Document:
     """The run ends: DONE or ERROR. ``log_seq`` is the LOGS sequence of its last line."""
-    run = _run_of(document)
-    now = whole_seconds(now)
-    failed = isinstance(outcome, Failed)
-    ended = run.model_copy(
-        update={
-            "code": StateCode.ERROR if failed else StateCode.DONE,
-            "finished": now,
-            "result": None if isinstance(outcome, Failed) else outcome.result,
-            "error": outcome.error if isinstance(outcome, Failed) else None,
-            "log_seq": max(log_seq, run.log_seq),
-        }
-    )
-    return _next(document, ended, Change.CONCLUDED, now)
+    return _end(document, _run_of(document), outcome, now=now, log_seq=log_seq)
 
 
 def retry(document: Document, failed: Failed, *, delay: float, now: datetime, log_seq: int) -> Document:
@@ -260,6 +272,74 @@ def lost(document: Document, *, now: datetime) -> Document:
     return conclude(document, Failed(error), now=now)
 
 
+def cancel(document: Document, run: Run, *, by: str, now: datetime) -> Document:
+    """Somebody ends the outstanding run: the one that is INPROGRESS, or a :func:`queued` one."""
+    error = RunError(code=ErrorCode.CANCELLED, message="The run was cancelled.")
+    return _end(document, run, Failed(error), now=now).model_copy(update={"by": by})
+
+
+def queued(command: Command) -> Run:
+    """The run of a command that no worker has claimed yet: attempt 0, and never started."""
+    return Run(
+        id=command.run,
+        task=command.task,
+        chain=command.chain,
+        code=StateCode.READY,
+        attempt=0,
+        source=command.source,
+        accepted=whole_seconds(command.accepted),
+        claim=Claim(id="", command=command.sequence, delivery=0),
+    )
+
+
+def edit(document: Document, definition: Definition, *, by: str) -> Document:
+    """The task gets another definition; run and state stay. A run that has begun goes on by what it began with."""
+    task = document.task
+    started_with = document.started_with
+    if started_with is None and document.run is not None and not document.run.is_final:
+        started_with = Terms(target=task.target, trigger=task.trigger, timeout=task.timeout, retry=task.retry)
+    edited = task.model_copy(
+        update={
+            "desc": definition.desc,
+            "target": definition.target,
+            "trigger": definition.trigger,
+            "debug": definition.debug,
+            "timeout": definition.timeout,
+            "retry": definition.retry,
+            "version": task.version + 1,
+        }
+    )
+    return document.model_copy(update={"task": edited, "change": Change.EDITED, "by": by, "started_with": started_with})
+
+
+def delete(document: Document, *, by: str) -> Document:
+    """The task's last document. Raises ValueError while a run is INPROGRESS: that one has to end first."""
+    if document.run is not None and not document.run.is_final:
+        msg = f"task {document.task.id} is busy with run {document.run.id}"
+        raise ValueError(msg)
+    task = document.task.model_copy(update={"version": document.task.version + 1})
+    return document.model_copy(update={"task": task, "change": Change.DELETED, "by": by})
+
+
+def has_ended(document: Document | None, run: str) -> bool:
+    """Whether the document knows the run as ended."""
+    if document is None:
+        return False
+    current = document.run
+    return run in document.recent_runs or (current is not None and current.id == run and current.is_final)
+
+
+def is_taken_away(document: Document, run: Run) -> bool:
+    """Whether nothing is left to do for this attempt: its run has ended, its task is gone, or a later one has begun.
+
+    True of no document from before the claim, so a reader that lags only says it later.
+    """
+    if document.change is Change.DELETED or has_ended(document, run.id):
+        return True
+    current = document.run
+    return current is not None and current.id == run.id and current.attempt > run.attempt
+
+
 def still_claimed(document: Document, claim_id: str) -> bool:
     """Whether the claim still holds after somebody else's event, such as an edit of the definition."""
     run = document.run
@@ -283,6 +363,21 @@ def _was_interrupted(claim: Claim) -> int:
     return 0 if claim.released or claim.retry_at is not None else 1
 
 
+def _end(document: Document, run: Run, outcome: Outcome, *, now: datetime, log_seq: int = 0) -> Document:
+    now = whole_seconds(now)
+    failed = isinstance(outcome, Failed)
+    ended = run.model_copy(
+        update={
+            "code": StateCode.ERROR if failed else StateCode.DONE,
+            "finished": now,
+            "result": None if isinstance(outcome, Failed) else outcome.result,
+            "error": outcome.error if isinstance(outcome, Failed) else None,
+            "log_seq": max(log_seq, run.log_seq),
+        }
+    )
+    return _next(document, ended, Change.CONCLUDED, now)
+
+
 def _run_of(document: Document) -> Run:
     if document.run is None:
         msg = f"task {document.task.id} has no run"
@@ -292,12 +387,13 @@ def _run_of(document: Document) -> Run:
 
 def _next(document: Document, run: Run, change: Change, now: datetime) -> Document:
     """The next document: the task follows its run, the version counts, an ended run joins the ring."""
-    task, recent = document.task, document.recent_runs
+    task, recent, started_with = document.task, document.recent_runs, document.started_with
     state = task.state
-    if run.code is not state.code or run.started != state.last_run_date:
-        state = state.model_copy(update={"code": run.code, "last_run_date": run.started, "last_modified": now})
+    started = run.started or state.last_run_date  # a run that was cancelled in the queue has never started
+    if run.code is not state.code or started != state.last_run_date or run.code in FINAL:
+        state = state.model_copy(update={"code": run.code, "last_run_date": started, "last_modified": now})
     if run.code in FINAL:
-        recent = (*recent, run.id)[-RING:]
+        recent, started_with = (*recent, run.id)[-RING:], None
     result = run.result if run.code is StateCode.DONE else task.result
     task = task.model_copy(update={"state": state, "version": task.version + 1, "result": result})
-    return Document(task=task, run=run, change=change, recent_runs=recent)
+    return Document(task=task, run=run, change=change, recent_runs=recent, started_with=started_with)

@@ -72,7 +72,7 @@ class Claim(Model):
     """Who works on the run, and what it has been through: for the workers, not for the public view."""
 
     id: str
-    """New with every attempt: two attempts are never mistaken for each other."""
+    """New with every attempt: two attempts are never mistaken for each other. Empty: nobody ever claimed the run."""
     command: int
     """COMMANDS sequence of the command behind the run."""
     delivery: int
@@ -95,12 +95,12 @@ class Run(Model):
     chain: int
     code: StateCode
     attempt: int
-    """1 for the first; counts retries and lost workers alike, so it can serve as a fencing token."""
+    """1 for the first; counts retries and lost workers alike, so it can serve as a fencing token. 0: it never began."""
     source: Source
     accepted: AwareDatetime
     """When the command was stored."""
     started: AwareDatetime | None = None
-    """When the first attempt began."""
+    """When the first attempt began; None: it was cancelled before."""
     finished: AwareDatetime | None = None
     result: dict[str, JsonValue] | None = None
     error: RunError | None = None

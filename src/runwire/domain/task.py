@@ -58,7 +58,7 @@ class State(Model):
     last_run_date: AwareDatetime | None
     """When its last run started; None: never."""
     last_modified: AwareDatetime
-    """When ``code`` last changed."""
+    """When ``code`` last changed, or a run last ended."""
     created_date: AwareDatetime
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Forbidden, RunNotFound, TaskNotFound
 from runwire.domain.lifecycle import Document
@@ -112,7 +113,7 @@ async def _current(parts: Services, document: Document) -> list[dict[str, Any]]:
     with suppress(*UNAVAILABLE):
         queued = await _queued(parts, latest)
         is_new = queued is not None and (running is None or running.id != queued["id"])
-        if queued is not None and is_new and not commands.has_ended(latest, queued["id"]):
+        if queued is not None and is_new and not lifecycle.has_ended(latest, queued["id"]):
             current.insert(0, queued)
     return current
 

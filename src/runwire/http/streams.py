@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel, Principal
 from runwire.domain.errors import Draining, Forbidden, MalformedEventId, TaskNotFound, TooManyStreams
 from runwire.domain.lifecycle import Change
@@ -75,8 +76,8 @@ class EventsQuery(Query):
 
     chain: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only this one of the token's chains.")] = None
     code: Annotated[
-        Literal["READY", "INPROGRESS", "DONE", "ERROR", "DELETED"] | None,
-        Field(description="Only events that brought their task into this state."),
+        Literal["READY", "INPROGRESS", "DONE", "ERROR", "EDITED", "DELETED"] | None,
+        Field(description="Only events that brought their task into this state; or edits, or deletions."),
     ] = None
     last_event_id: LastEventId = None
 
@@ -170,7 +171,7 @@ async def _standing(parts: Services, chain: int, task: int) -> tuple[Event, bool
     state = await events.latest(parts.bus, chain, task)
     if state is None:
         raise TaskNotFound(f"There is no task {task}.")
-    waiting = queued is not None and not commands.has_ended(state.document, commands.run_of(queued))
+    waiting = queued is not None and not lifecycle.has_ended(state.document, commands.run_of(queued))
     return state, state.document.task.state.code in FINAL and not waiting
 
 
@@ -314,7 +315,7 @@ class TaskEvent(_View):
     id: Annotated[str, Field(description="The same as on the bus.")]
     source: Annotated[str, Field(description="`/chains/<chain>/tasks/<task>`.")]
     type: Annotated[
-        str, Field(description="`dev.runwire.task.<code>.v1`; code: ready, inprogress, done, error, deleted.")
+        str, Field(description="`dev.runwire.task.<code>.v1`; code: ready, inprogress, done, error, edited, deleted.")
     ]
     subject: Annotated[str | None, Field(description="Id of the run; absent before the first.")] = None
     time: datetime

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runwire.domain.errors import Undecodable
-from runwire.domain.lifecycle import Change, Document
+from runwire.domain.lifecycle import Document
 from runwire.domain.run import RUN_ID, Command, Source
 from runwire.domain.task import LogEntry
 from runwire.messaging import subjects
@@ -42,12 +42,11 @@ def event_headers(document: Document, event_id: str, at: datetime) -> dict[str, 
     No ``Nats-Msg-Id``: the fence stores an event once, whoever repeats it.
     """
     task = document.task
-    code = "deleted" if document.change is Change.DELETED else task.state.code.value.lower()
     headers = {
         "ce-specversion": "1.0",
         subjects.EVENT_ID: event_id,
         "ce-source": f"/chains/{task.chain}/tasks/{task.id}",
-        "ce-type": f"dev.runwire.task.{code}.v1",
+        "ce-type": f"dev.runwire.task.{subjects.event_code(document)}.v1",
         "ce-time": f"{at.replace(tzinfo=None).isoformat(timespec='microseconds')}Z",
         "ce-datacontenttype": "application/json",
     }
@@ -88,12 +87,11 @@ def decode_command(
     run = _run_id(body, known, sequence)
     if not RUN_ID.fullmatch(run):
         raise Undecodable(f"{run[:80]!r} is no run id: 1 to 64 letters, digits, - and _")
-    source = known.get(subjects.RUN_SOURCE.lower(), Source.BUS)
     return Command(
         chain=chain,
         task=task,
         run=run,
-        source=Source(source) if source in set(Source) else Source.BUS,
+        source=source_of_command(headers),
         accepted=accepted,
         sequence=sequence,
         delivery=delivery,
@@ -109,6 +107,13 @@ def run_of_command(message_headers: Mapping[str, str] | None, payload: bytes, se
     known = {name.lower(): value for name, value in (message_headers or {}).items()}
     run = _run_id(body, known, sequence)
     return run if RUN_ID.fullmatch(run) else f"bus-{sequence}"
+
+
+def source_of_command(message_headers: Mapping[str, str] | None) -> Source:
+    """The door a stored command came in by, also of one that is not well formed."""
+    known = {name.lower(): value for name, value in (message_headers or {}).items()}
+    source = known.get(subjects.RUN_SOURCE.lower(), Source.BUS)
+    return Source(source) if source in set(Source) else Source.BUS
 
 
 def encode_log(entry: LogEntry) -> bytes:

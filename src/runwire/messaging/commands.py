@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import uuid4
 
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
+from runwire.domain import lifecycle
 from runwire.domain.errors import NotAccepted, TaskBusy
-from runwire.domain.lifecycle import Document
-from runwire.domain.run import Command, Source
+from runwire.domain.lifecycle import has_ended
+from runwire.domain.run import Command, Run, Source
 from runwire.messaging import chains, codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 
@@ -95,12 +97,25 @@ def run_of(message: RawStreamMsg) -> str:
     return codec.run_of_command(message.headers, message.data or b"", message.seq or 0)
 
 
-def has_ended(document: Document | None, run: str) -> bool:
-    """Whether the document knows the run as ended."""
-    if document is None:
-        return False
-    current = document.run
-    return run in document.recent_runs or (current is not None and current.id == run and current.is_final)
+def queued_run(message: RawStreamMsg) -> Run:
+    """The run that a stored command asks for, as long as no worker has claimed it."""
+    chain, task = subjects.parse(message.subject or "")
+    command = Command(
+        chain=chain,
+        task=task,
+        run=run_of(message),
+        source=codec.source_of_command(message.headers),
+        accepted=message.time or datetime.now(UTC),
+        sequence=message.seq or 0,
+        delivery=0,
+    )
+    return lifecycle.queued(command)
+
+
+async def remove(bus: Bus, message: RawStreamMsg) -> None:
+    """Take exactly this command out of COMMANDS, wherever it is: queued, with a worker, or gone already."""
+    with contextlib.suppress(APIError):  # it was acknowledged in between
+        await bus.js.delete_msg(subjects.COMMANDS, message.seq or 0)
 
 
 async def _try(
@@ -139,8 +154,7 @@ async def _who_is_in_the_way(bus: Bus, chain: int, task: int, run: str) -> _Verd
     if not has_ended(document, holding):
         raise TaskBusy(holding)
     # Its worker has concluded it, and the acknowledgement is on its way or was lost. Exactly this command goes.
-    with contextlib.suppress(APIError):  # it was acknowledged in between
-        await bus.js.delete_msg(subjects.COMMANDS, holder.seq or 0)
+    await remove(bus, holder)
     return _Verdict.FREE
 
 

@@ -2,7 +2,7 @@
 
 **The fence.** Every append names the sequence of the event it was derived from; the broker refuses it when
 that is not the task's last event any more. Exactly one writer wins. When the refusal may stem from our own
-earlier try (its acknowledgement was lost) the last event is read back and its id compared.
+earlier try (its acknowledgement was lost) the event that won is read back and its id compared.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import uuid4
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -22,7 +23,7 @@ from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
 from runwire.domain.errors import BodyTooLarge, Conflict, NotAccepted, Undecodable
-from runwire.domain.lifecycle import Change, Document
+from runwire.domain.lifecycle import Document
 from runwire.messaging import chains, codec, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.pull import Puller
@@ -33,6 +34,8 @@ WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The broker's error codes for a lost fence: the second comes from clusters."""
 STREAM_FULL = frozenset({10077, 10023})
 """The broker's error codes for: no room in the stream (or on its disk)."""
+TRIES = 5
+"""How often an event whose storing was not confirmed is sent again before the caller is told."""
 PAGE = 500
 """Messages asked for at once when a stretch of the stream is read."""
 SMALL_PAGE = 50
@@ -61,9 +64,17 @@ class Event:
 
     @property
     def code(self) -> str:
-        """The state it brought the task into, or ``DELETED``."""
-        document = self.document
-        return "DELETED" if document.change is Change.DELETED else document.task.state.code.value
+        """The state it brought the task into, ``EDITED`` or ``DELETED``: the last part of its subject."""
+        return subjects.event_code(self.document).upper()
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The event that ended a task."""
+
+    chain: int
+    task: int
+    sequence: int
 
 
 async def load(bus: Bus, chain: int, task: int, *, leader: bool = False) -> Head | None:
@@ -122,7 +133,7 @@ async def append(bus: Bus, document: Document, *, expected: int, event_id: str, 
         raise BodyTooLarge("The task is larger than the broker takes.") from None
     except APIError as error:
         if error.err_code in WRONG_LAST_SEQUENCE:
-            return await _read_back(bus, fence, event_id)
+            return await _read_back(bus, fence, expected, event_id)
         if error.err_code in STREAM_FULL:
             raise NotAccepted("The event stream is full; nothing was stored.") from None
         raise
@@ -138,6 +149,17 @@ async def append_surely(bus: Bus, document: Document, *, expected: int, event_id
         except (*UNAVAILABLE, NotAccepted):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
+
+
+async def append_confirmed(bus: Bus, document: Document, *, expected: int, unique_id: bool = False) -> int:
+    """As :func:`append`, tried TRIES times while the outcome is unknown. Raises Conflict or NotAccepted."""
+    event_id = uuid4().hex
+    for _ in range(TRIES):
+        try:
+            return await append(bus, document, expected=expected, event_id=event_id, unique_id=unique_id)
+        except UNAVAILABLE:
+            continue
+    raise NotAccepted("The broker did not confirm the change in time; it may or may not have been stored.")
 
 
 async def ended_runs(bus: Bus, chain: int) -> AsyncIterator[Document]:
@@ -195,6 +217,33 @@ def _decoded(sequence: int, subject: str | None, data: bytes | None, headers: Ma
         return None
 
 
+async def deleted_before(bus: Bus, instant: datetime, *, limit: int) -> list[Deletion]:
+    """The oldest deletions that the stream still knows of, as far as they happened before ``instant``."""
+    found: list[Deletion] = []
+    last = await last_sequence(bus)
+    async for message in _read(bus, [subjects.ALL_DELETIONS], until=last):
+        if message.metadata.timestamp >= instant or len(found) == limit:
+            break
+        found.append(Deletion(*subjects.parse(message.subject), message.metadata.sequence.stream))
+    return found
+
+
+async def purge_deleted(bus: Bus, deletion: Deletion) -> None:
+    """Forget a deleted task: its events and its log lines. May be repeated, by several processes at once.
+
+    Only what stood there up to the deletion goes: an id that was taken again meanwhile is left alone. Its log lines go
+    first, and only while the deletion is the last event of that id: then nobody else can have written any.
+    """
+    lines, of_task = subjects.log(deletion.chain, deletion.task), subjects.events_of(deletion.chain, deletion.task)
+    last_line = 0
+    with contextlib.suppress(NotFoundError):
+        last_line = (await bus.js.get_msg(subjects.LOGS, subject=lines)).seq or 0
+    head = await find(bus, deletion.task)
+    if last_line and head is not None and head.sequence == deletion.sequence:
+        await bus.js.purge_stream(subjects.LOGS, subject=lines, seq=last_line + 1)
+    await bus.js.purge_stream(subjects.EVENTS, subject=of_task, seq=deletion.sequence + 1)
+
+
 async def _last(bus: Bus, subject: str, *, leader: bool) -> Head | None:
     try:
         message = await bus.js.get_msg(subjects.EVENTS, subject=subject, direct=not leader)
@@ -212,11 +261,11 @@ def _head(message: RawStreamMsg) -> Head:
     )
 
 
-async def _read_back(bus: Bus, fence: str, event_id: str) -> int:
-    """The fence refused: was it our own event that got there first?"""
-    head = await _last(bus, fence, leader=True)
-    if head is not None and head.event_id == event_id:
-        return head.sequence
+async def _read_back(bus: Bus, fence: str, expected: int, event_id: str) -> int:
+    """The fence refused: was it our own event that got there first? Others may stand on top of it by now."""
+    winner = await _next(bus, fence, expected + 1)
+    if winner is not None and (winner.headers or {}).get(subjects.EVENT_ID) == event_id:
+        return winner.seq or 0
     raise Conflict("Somebody else changed the task first.")
 
 

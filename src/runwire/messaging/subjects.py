@@ -3,7 +3,7 @@
 ::
 
     tasks.cmd.<chain>.<task>.execute       COMMANDS     what shall be run
-    tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error deleted
+    tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error edited deleted
     tasks.log.<chain>.<task>               LOGS         what runs had to say
     tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
     tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
@@ -29,6 +29,7 @@ STREAMS = (COMMANDS, EVENTS, LOGS, DEADLETTERS, KEYS, AUDIT, IDS)
 
 ALL_COMMANDS = "tasks.cmd.*.*.execute"
 ALL_EVENTS = "tasks.evt.>"
+ALL_ERRORS, ALL_DELETIONS = "tasks.evt.*.*.error", "tasks.evt.*.*.deleted"
 ALL_LOGS = "tasks.log.>"
 ALL_DEADLETTERS = "tasks.dlq.>"
 ALL_KEYS = "tasks.key.*"
@@ -100,8 +101,17 @@ def chain_of_token(token: str) -> int | None:
 def event(document: Document) -> str:
     """Where this version of a task is published."""
     task = document.task
-    code = "deleted" if document.change is Change.DELETED else task.state.code.value.lower()
-    return f"tasks.evt.{_id(task.chain)}.{_id(task.id)}.{code}"
+    return f"tasks.evt.{_id(task.chain)}.{_id(task.id)}.{event_code(document)}"
+
+
+def event_code(document: Document) -> str:
+    """What an event is about: the task's state; ``edited`` or ``deleted`` when no run has brought it about.
+
+    So each event on ``done`` and ``error`` is the end of a run, and the stream keeps as many ends as it is told to.
+    """
+    if document.change in {Change.EDITED, Change.DELETED}:
+        return document.change.value
+    return document.task.state.code.value.lower()
 
 
 def events_of(chain: int, task: int) -> str:

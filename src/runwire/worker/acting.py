@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from nats.js.errors import APIError
@@ -14,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from runwire import artifacts
-from runwire.app import App, Context
+from runwire.app import Action, App, Context
 from runwire.domain.errors import Fail, Retry
 from runwire.domain.run import Done, ErrorCode, Failed, Outcome, Run, RunError
 from runwire.domain.task import LogLevel, Task
@@ -33,6 +34,29 @@ LONGEST_ERROR = 1000
 
 class HandedBack(Exception):
     """The worker is being stopped, and the action with it."""
+
+
+class TakenAway(Exception):
+    """The run was ended by somebody else, and its action stopped: nothing about it is this worker's business."""
+
+
+class Hold:
+    """A worker's hold on an attempt, from its claim to the end of its action. It can be taken away."""
+
+    def __init__(self, run: Run) -> None:
+        """``run`` as it stands in the claim."""
+        self.run = run
+        self.since = time.monotonic()
+        self.is_taken_away = False
+        self.action: asyncio.Task[object] | None = None
+        """What carries out the action, while it runs."""
+
+    def take_away(self) -> None:
+        """Stop the action, also one that is about to begin. May be called twice."""
+        if not self.is_taken_away:
+            self.is_taken_away = True
+            if self.action is not None:
+                self.action.cancel()
 
 
 class Actor:
@@ -57,11 +81,13 @@ class Actor:
         for task in self._acting:
             task.cancel()
 
-    async def act(self, task: Task, run: Run, line_log: RunLog) -> Outcome:
+    async def act(self, task: Task, hold: Hold, line_log: RunLog) -> Outcome:
         """Run the task's action under its timeout; whatever happens comes back as an outcome.
 
-        Raises HandedBack when the worker is being stopped, and nothing else.
+        Raises HandedBack when the worker is being stopped, TakenAway when the attempt is over for another reason,
+        and nothing else.
         """
+        run = hold.run
         action = self._actions.get(task.target.action)
         if action is None:
             waited = self._settings.action_wait
@@ -83,8 +109,8 @@ class Actor:
         )
         try:
             async with asyncio.timeout(task.timeout) as limit:
-                result = await self._interruptible(action.handler(parameters, context))
-        except HandedBack:
+                result = await self._interruptible(action, parameters, context, hold)
+        except (HandedBack, TakenAway):
             raise
         except Fail as fail:
             return _failed(fail.code, str(fail))
@@ -97,21 +123,30 @@ class Actor:
             return _failed(ErrorCode.HANDLER_ERROR, f"{type(error).__name__}: {error}", retryable=True)
         return await self._keep_result(run, result)
 
-    async def _interruptible(self, action: Awaitable[object]) -> object:
-        """Await the action; :meth:`hand_back` ends it with HandedBack, whatever else ends it is its own doing."""
+    async def _interruptible(self, action: Action, parameters: object, context: Context, hold: Hold) -> object:
+        """Call the action. :meth:`hand_back` ends it with HandedBack, the loss of its hold with TakenAway.
+
+        Whatever else ends it is its own doing.
+        """
         task = asyncio.current_task()
+        if hold.is_taken_away:
+            raise TakenAway
         if task is None or self._handing_back:
             raise HandedBack
         self._acting.add(task)
+        hold.action = task
         try:
-            return await action
+            return await action.handler(parameters, context)
         except asyncio.CancelledError as cancelled:
+            if hold.is_taken_away:
+                raise TakenAway from None
             if self._handing_back:
                 raise HandedBack from None
             if task.cancelling():  # the timeout
                 raise
             raise RuntimeError("the action was cancelled from within") from cancelled
         finally:
+            hold.action = None
             self._acting.discard(task)
 
     async def _keep_result(self, run: Run, result: object) -> Outcome:

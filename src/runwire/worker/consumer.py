@@ -75,6 +75,7 @@ class Consumer:
 
     async def start(self) -> None:
         """Begin to take commands."""
+        await self._executor.start()
         await self._requests.start()
         self._bus.on_reconnect.append(self._begin_anew)
         await self._bus.until_available(self._roster.start)
@@ -96,6 +97,7 @@ class Consumer:
         await self._wait(self._grace)
         self._executor.hand_back()
         await self._wait(LAST_WORDS)
+        await self._executor.stop()
         if self._heart is not None:
             self._heart.cancel()
 

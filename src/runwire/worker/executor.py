@@ -26,8 +26,9 @@ from runwire.messaging import commands, events
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import Head
 from runwire.settings import Settings
-from runwire.worker.acting import Actor, HandedBack
+from runwire.worker.acting import Actor, HandedBack, Hold, TakenAway
 from runwire.worker.runlog import RunLog
+from runwire.worker.watch import Watch
 
 log = logging.getLogger("runwire.worker")
 
@@ -97,9 +98,18 @@ class Executor:
         """``clock`` tells the time in UTC."""
         self._bus = bus
         self._actor = Actor(bus, app, settings, clock=clock)
+        self._watch = Watch(bus, interval=settings.ack_wait / 3)
         self._settings = settings
         self._clock = clock
         self._hints: OrderedDict[tuple[int, int], Head] = OrderedDict()
+
+    async def start(self) -> None:
+        """Listen for runs that are ended from outside."""
+        await self._watch.start()
+
+    async def stop(self) -> None:
+        """Listen no longer."""
+        await self._watch.stop()
 
     def hand_back(self) -> None:
         """Stop the actions that are running now; their runs go back to the broker, for another worker to begin."""
@@ -133,9 +143,9 @@ class Executor:
                 case lifecycle.Begin() if head:
                     if self._must_wait_for_action(head, command):
                         return await self._wait_for_action(head, command)
-                    attempt = await self._claim(head, command)
-                    if attempt is not None:
-                        return await self._carry_out(attempt)
+                    disposition = await self._attempt(head, command)
+                    if disposition is not None:
+                        return disposition
         return Later(1.0)
 
     async def _look(self, command: Command, *, verified: bool) -> tuple[Head | None, lifecycle.Decision]:
@@ -165,26 +175,38 @@ class Executor:
 
     def _must_wait_for_action(self, head: Head, command: Command) -> bool:
         waited = (self._clock() - command.accepted).total_seconds()
-        return not self._actor.knows(head.document.task) and waited < self._settings.action_wait
+        return not self._actor.knows(head.document.task_in_force) and waited < self._settings.action_wait
 
     async def _wait_for_action(self, head: Head, command: Command) -> Disposition:
         """Another worker may know the action, or one that is being rolled out. Says so in the logs, once."""
         if command.delivery == 1:
             line = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=command.run)
-            action, wait = head.document.task.target.action, self._settings.action_wait
+            action, wait = head.document.task_in_force.target.action, self._settings.action_wait
             line.write(LogLevel.WARNING, f"waiting up to {wait:g} s for a worker that knows the action {action!r}")
             await line.flush()
         return Later(WAIT_FOR_ACTION)
 
-    async def _claim(self, head: Head, command: Command) -> Attempt | None:
-        """Append INPROGRESS; None when somebody else was first."""
+    async def _attempt(self, head: Head, command: Command) -> Disposition | None:
+        """Append INPROGRESS and carry the run out; None when somebody else was first."""
         claim_id = secrets.token_hex(16)
         document = lifecycle.claim(head.document, command, claim_id=claim_id, now=self._clock())
-        claimed = await self._try_append(head, document)
-        if claimed is None or document.run is None:
+        if document.run is None:
             return None
-        line_log = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=claim_id)
-        return Attempt(claimed, document.run, line_log, time.monotonic())
+        with self._watch.over(document.run) as hold:  # from before the claim, so that no cancel of it is missed
+            claimed = await self._try_append(head, document)
+            if claimed is None:
+                return None
+            line_log = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=claim_id)
+            attempt = Attempt(claimed, document.run, line_log, time.monotonic())
+            ending = await self._act(attempt, hold)
+        match ending:
+            case HandedBack():
+                return await self._release(attempt)
+            case TakenAway():
+                _report("stopped", attempt, "the run was ended by somebody else")
+                return Silence("the run was ended by somebody else")
+            case _:
+                return await self._conclude(attempt, ending)
 
     async def _try_append(self, head: Head, document: Document) -> Head | None:
         """Append on top of ``head``; None when somebody else was first."""
@@ -197,12 +219,11 @@ class Executor:
 
     # --- act and conclude ------------------------------------------------------------------------------
 
-    async def _carry_out(self, attempt: Attempt) -> Disposition:
+    async def _act(self, attempt: Attempt, hold: Hold) -> Outcome | HandedBack | TakenAway:
         try:
-            outcome = await self._actor.act(attempt.document.task, attempt.run, attempt.log)
-        except HandedBack:
-            return await self._release(attempt)
-        return await self._conclude(attempt, outcome)
+            return await self._actor.act(attempt.document.task_in_force, hold, attempt.log)
+        except (HandedBack, TakenAway) as interruption:
+            return interruption
 
     async def _conclude(self, attempt: Attempt, outcome: Outcome) -> Disposition:
         """Append how the attempt ended: the run's last event, or the wait for its next try."""
@@ -215,7 +236,7 @@ class Executor:
             nonlocal delay
             now = self._clock()
             if isinstance(outcome, Failed) and document.run is not None:
-                delay = lifecycle.delay_before_retry(document.task, document.run, outcome)
+                delay = lifecycle.delay_before_retry(document.task_in_force, document.run, outcome)
                 if delay is not None:
                     return lifecycle.retry(document, outcome, delay=delay, now=now, log_seq=log_seq)
             return lifecycle.conclude(document, outcome, now=now, log_seq=log_seq)
@@ -278,7 +299,7 @@ def _summary(outcome: Outcome) -> str:
 
 def _report(action: str, attempt: Attempt, detail: str) -> None:
     """One line about a run for whoever watches the worker."""
-    level = logging.WARNING if action in {"fenced", "failed"} else logging.INFO
+    level = logging.WARNING if action in {"fenced", "failed", "stopped"} else logging.INFO
     log.log(
         level,
         "run %s task=%d run=%s attempt=%d action=%s %.3f s%s",
@@ -286,7 +307,7 @@ def _report(action: str, attempt: Attempt, detail: str) -> None:
         attempt.run.task,
         attempt.run.id,
         attempt.run.attempt,
-        attempt.document.task.target.action,
+        attempt.document.task_in_force.target.action,
         time.monotonic() - attempt.began,
         f" {detail}" if detail else "",
         extra={"action": action},
