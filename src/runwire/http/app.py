@@ -10,14 +10,16 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from runwire.http import execute, health, limits, openapi, problem_pages, problems, runs, streams, tasks
+from runwire.http import cancel, edit, execute, health, limits, openapi, problem_pages, problems, runs, streams, tasks
 from runwire.http.endpoint import Endpoint, Handler
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *tasks.ENDPOINTS,
+    *edit.ENDPOINTS,
     *execute.ENDPOINTS,
+    *cancel.ENDPOINTS,
     *runs.ENDPOINTS,
     *streams.ENDPOINTS,
     *health.ENDPOINTS,

@@ -168,7 +168,7 @@ def _headers(document: Document, outcome: Outcome, preference: Preference) -> di
 
 
 def _ended(document: Document, run: Run, headers: dict[str, str], *, on_error_status: bool) -> Response:
-    body = ended_view(run, document.task.state.created_date)
+    body = ended_view(run, document.task.state)
     headers["Task-State"] = run.code.value
     if run.error is not None:
         headers["Task-Error"] = run.error.code

@@ -11,7 +11,8 @@ import json
 import math
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic_core import from_json
 
 from runwire.domain.errors import FieldError, InvalidFields, MalformedBody
 
@@ -41,6 +42,16 @@ def parse_json(body: bytes, model: type[T]) -> T:
 def pointer(location: tuple[int | str, ...]) -> str:
     """A pydantic location as a JSON pointer (RFC 6901)."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def read_json(body: bytes) -> JsonValue:
+    """The body as it is, for who has no model of it. Raises MalformedBody."""
+    _check(body)
+    try:
+        value: JsonValue = from_json(body)
+    except ValueError as error:  # what pydantic's parser alone refuses: half of a surrogate pair
+        raise MalformedBody(f"The body is not JSON: {error}.") from None
+    return value
 
 
 def _check(body: bytes) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from runwire.domain import errors
 from runwire.domain.errors import FieldError, RequestError
 from runwire.http import limits
+from runwire.http.etag import etag
 from runwire.messaging.broker import UNAVAILABLE
 
 log = logging.getLogger("runwire.http")
@@ -26,6 +27,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.MalformedId: (400, "Malformed id"),
     errors.MalformedKey: (400, "Malformed Idempotency-Key"),
     errors.MalformedEventId: (400, "Malformed Last-Event-ID"),
+    errors.MalformedIfMatch: (400, "Malformed If-Match"),
     errors.MalformedBody: (400, "Malformed body"),
     errors.Unauthenticated: (401, "Not authenticated"),
     errors.Forbidden: (403, "Not allowed"),
@@ -33,7 +35,9 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.RunNotFound: (404, "No such run"),
     errors.ProblemNotFound: (404, "No such problem"),
     errors.TaskBusy: (409, "Task is busy"),
+    errors.NotRunning: (409, "Nothing to cancel"),
     errors.IdTaken: (409, "Id is taken"),
+    errors.Stale: (412, "Task has changed"),
     errors.BodyTooLarge: (413, "Too large"),
     errors.InvalidFields: (422, "Invalid fields"),
     errors.KeyReused: (422, "Idempotency-Key was used before"),
@@ -107,6 +111,8 @@ def _extras(error: RequestError) -> dict[str, Any]:
             return {"errors": [_field(complaint) for complaint in complaints]}
         case errors.TaskBusy(run=run):
             return {"run": run, "headers": {"Run-Id": run}}
+        case errors.Stale(version=version):
+            return {"version": version, "headers": {"ETag": etag(version)}}
         case errors.RunFailed(facts=facts, headers=headers):
             return {**facts, "headers": headers}
         case errors.RateLimited(retry_after=seconds) | errors.TooManyOutstanding(retry_after=seconds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AwareDatetime,
@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from runwire.domain.errors import BodyTooLarge
+from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields
 from runwire.domain.lifecycle import Definition
 from runwire.domain.run import Run
 from runwire.domain.task import (
@@ -27,12 +27,13 @@ from runwire.domain.task import (
     ChainId,
     Number,
     RetryPolicy,
+    State,
     StateCode,
     Target,
     Task,
     TaskId,
 )
-from runwire.http.json_body import parse_json
+from runwire.http.json_body import parse_json, pointer, read_json
 from runwire.messaging.codec import LARGEST_DOCUMENT
 
 SAMPLE_TASK: dict[str, Any] = {
@@ -54,6 +55,8 @@ def _written(value: object) -> object:
     return value
 
 
+Text = Annotated[str, Field(max_length=2000, json_schema_extra={"pattern": r"^[^\x00]*$"})]
+"""What a person wrote."""
 Instant = Annotated[AwareDatetime, BeforeValidator(_written)]
 """A time as a body may give it: ISO 8601 with date, time and offset; fractions are welcome."""
 
@@ -138,11 +141,11 @@ class TaskBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SAMPLE_TASK]})
 
     chain: ChainId
-    desc: Annotated[str, Field(max_length=2000)]
+    desc: Text
     target: TargetBody
     trigger: TriggerBody
     id: Annotated[TaskId, Field(description="An id of your own; 409 when it is taken.")] | None = None
-    debug: Annotated[str, Field(max_length=2000, description="Debug string for diagnosis.")] | None = None
+    debug: Annotated[Text, Field(description="Debug string for diagnosis.")] | None = None
     timeout: Annotated[Number, Field(gt=0, le=604_800, description="Longest time for one attempt, seconds.")] = 3600
     retry: RetryPolicy | None = None
 
@@ -165,6 +168,54 @@ class TaskBody(BaseModel):
             timeout=self.timeout,
             retry=self.retry,
         )
+
+
+def _as_patch(schema: dict[str, Any]) -> None:
+    """The schema of a merge patch: what is left out has no default, it stays as it is."""
+    for field in schema.get("properties", {}).values():
+        field.pop("default", None)
+
+
+class TargetPatch(TargetBody):
+    """Changes of what the task does; fields beside these belong to the action. null takes a field away."""
+
+    model_config = ConfigDict(json_schema_extra=_as_patch)
+
+    action: Annotated[str, Field(min_length=1, max_length=200)] = ""
+
+
+class TriggerPatch(TriggerBody):
+    """Changes of when the task runs; null takes a field away."""
+
+    model_config = ConfigDict(json_schema_extra=_as_patch)
+
+
+class RetryPatch(BaseModel):
+    """Changes of how often a failing run is tried again; null takes a field back to its default."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_as_patch)
+
+    attempts: Annotated[int, Strict(), Field(ge=1, le=100), INTEGRAL] | None = None
+    backoff: Annotated[Number, Field(ge=0, le=86_400)] | None = None
+    on: Annotated[list[str], Field(max_length=32)] | None = None
+
+
+def _as_task_patch(schema: dict[str, Any]) -> None:
+    _as_patch(schema)
+    schema["examples"] = [{"desc": "Export the run history as JSON", "target": {"export_format": "json"}}]
+
+
+class TaskPatch(BaseModel):
+    """Changes of a task, as a JSON merge patch: objects are merged, null takes a field away or back to its default."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_as_task_patch)
+
+    desc: Text = ""
+    target: TargetPatch = TargetPatch()
+    trigger: TriggerPatch = TriggerPatch()
+    debug: Text | None = None
+    timeout: Annotated[Number, Field(gt=0, le=604_800)] | None = None
+    retry: RetryPatch | None = None
 
 
 class StateView(BaseModel):
@@ -306,6 +357,37 @@ def parse_task(body: bytes) -> TaskBody:
     return task
 
 
+def parse_patch(body: bytes) -> dict[str, JsonValue]:
+    """The changes in a request body. Raises MalformedBody; InvalidFields for what cannot be changed."""
+    patch = read_json(body)
+    if not isinstance(patch, dict):
+        raise InvalidFields([FieldError(pointer="", detail="A patch of a task is a JSON object.")])
+    fixed = [name for name in patch if name not in TaskPatch.model_fields]
+    if fixed:
+        raise InvalidFields([FieldError(pointer=pointer((name,)), detail="This cannot be changed.") for name in fixed])
+    return patch
+
+
+def patched(task: Task, patch: dict[str, JsonValue]) -> Definition:
+    """The task's definition with these changes; checked like that of a new task, with the same errors."""
+    definition = task.model_dump(mode="json", include=set(TaskPatch.model_fields))
+    merged = cast("dict[str, JsonValue]", _merge(definition, patch))
+    return parse_task(to_json({**merged, "chain": task.chain})).definition()
+
+
+def _merge(target: JsonValue, patch: JsonValue) -> JsonValue:
+    """A JSON merge patch, applied: ``MergePatch`` of RFC 7396 section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merge(merged.get(name), value)
+    return merged
+
+
 def task_view(task: Task, logs: list[dict[str, JsonValue]]) -> dict[str, Any]:
     """The task as the API shows it: JSON-ready, fields in the contract's order."""
     return stored_view(task.model_dump(mode="json"), logs)
@@ -327,9 +409,9 @@ def execute_view(code: StateCode, last_run: datetime | None, modified: datetime,
     }
 
 
-def ended_view(run: Run, created: datetime) -> dict[str, Any]:
-    """The four fields for a run that has ended."""
-    return execute_view(run.code, run.started, run.finished or run.accepted, created)
+def ended_view(run: Run, state: State) -> dict[str, Any]:
+    """The four fields for a run that has ended; ``state``: of its task, before or after, for a run that never began."""
+    return execute_view(run.code, run.started or state.last_run_date, run.finished or run.accepted, state.created_date)
 
 
 def json_bytes(value: Any) -> bytes:

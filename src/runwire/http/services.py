@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -15,6 +17,9 @@ from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader
 from runwire.readmodel.waiters import Milestones, Waiters
 from runwire.settings import Settings
+
+LONGEST_LAG = 10.0
+"""Seconds the answer to a write waits for this adapter's read model to hold it."""
 
 
 @dataclass
@@ -54,6 +59,12 @@ class Services:
     """None: chains may have any number of runs outstanding."""
     pressure: Pressure = field(default_factory=Pressure)
     draining: bool = False
+
+    async def until_readable(self, sequence: int) -> None:
+        """Wait until the read model holds this event. One that lags makes the answer late, not wrong: it is stored."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_LAG):
+                await self.milestones.wait(sequence)
 
     def drain(self) -> None:
         """Take nothing new, let the waiting calls answer with what they know, and end the event streams."""

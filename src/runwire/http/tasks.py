@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import Annotated
 
 from pydantic import Field
@@ -12,10 +10,12 @@ from starlette.responses import Response
 
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Draining, Forbidden, IdTaken, KeyReused, MalformedKey, NotAccepted, TaskNotFound
+from runwire.domain.lifecycle import Change
 from runwire.domain.task import MAX_ID, StateCode
 from runwire.http import creation, idempotency
 from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
+from runwire.http.etag import ETAG, etag
 from runwire.http.execute import FULL
 from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED
 from runwire.http.lookup import find_task, readable_chains, task_id
@@ -25,9 +25,6 @@ from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, sto
 from runwire.http.services import services
 from runwire.messaging import events
 from runwire.readmodel.reader import TaskFilter
-
-LONGEST_LAG = 10.0
-"""Seconds the answer to a create waits for this adapter's read model to hold the task."""
 
 
 class TasksQuery(Page):
@@ -63,11 +60,9 @@ async def create_task(request: Request) -> Response:
         created = await creation.create(parts, body, by=principal.token)
     else:
         created = await creation.create_once(parts, body, key, by=principal.token)
-    with suppress(TimeoutError):  # a read model that lags makes the answer late, not wrong: the task is stored
-        async with asyncio.timeout(LONGEST_LAG):
-            await parts.milestones.wait(created.sequence)
+    await parts.until_readable(created.sequence)
     task = created.document.task
-    headers = {"Location": f"/tasks/{task.id}", "Cache-Control": "no-store"}
+    headers = {"Location": f"/tasks/{task.id}", "ETag": etag(task.version), "Cache-Control": "no-store"}
     if created.replayed:
         headers["Idempotency-Replayed"] = "true"
     return Response(json_bytes(task_view(task, [])), 201, headers, "application/json")
@@ -101,12 +96,13 @@ async def get_task(request: Request) -> Response:
     found = await parts.reader.task(task, log_limit=query.log_limit, log_offset=query.offset)
     if found is None:  # created through another adapter a moment ago
         head = await events.find(parts.bus, task)
-        if head is None:
+        if head is None or head.document.change is Change.DELETED:
             raise TaskNotFound(f"There is no task {task}.")
         view = task_view(head.document.task, [])
     else:
         view = task_view(found.document.task, found.logs)
-    return Response(json_bytes(view), 200, {"Cache-Control": "no-store"}, "application/json")
+    headers = {"ETag": etag(view["version"]), "Cache-Control": "no-store"}
+    return Response(json_bytes(view), 200, headers, "application/json")
 
 
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}
@@ -114,7 +110,7 @@ ENDPOINTS = (
     Endpoint(
         method="POST", path="/tasks", handle=create_task, body=TaskBody,
         parameters=(IDEMPOTENCY_KEY,),
-        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION | REPLAYED)},
+        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION | ETAG | REPLAYED)},
         problems=(Forbidden, IdTaken, MalformedKey, KeyReused, NotAccepted, Draining),
     ),
     Endpoint(
@@ -125,7 +121,7 @@ ENDPOINTS = (
     Endpoint(
         method="GET", path="/tasks/{id}", handle=get_task, query=TaskQuery,
         parameters=(TASK_ID,),
-        answers={200: Answer(text="The task.", model=TaskView)},
+        answers={200: Answer(text="The task.", model=TaskView, headers=ETAG)},
         problems=(Forbidden, TaskNotFound),
     ),
 )  # fmt: skip
