@@ -19,6 +19,7 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
 from runwire import __version__
+from runwire.artifacts import Links
 from runwire.domain.errors import SetupError, TaskNotFound, Undecodable
 from runwire.first_start import make_first_start
 from runwire.http.app import build_app
@@ -149,6 +150,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         server_key=server_key,
         rates=rates,
         outstanding=Outstanding(bus, most) if most else None,
+        links=Links(bus),
     )
     _watch_dead_letters(services)
     await bus.broker.start()

@@ -11,6 +11,7 @@
         MalformedEventId        the Last-Event-ID is not one
         MalformedIfMatch        the If-Match header is no list of entity tags
         MalformedBody           the body is no JSON
+        MalformedHost           the Host header cannot be part of an address
         BodyTooLarge            more bytes than accepted
         InvalidFields           the body is JSON, but not what is asked for
         Unauthenticated         no valid access token
@@ -25,6 +26,11 @@
         TooManyOutstanding      the chain has too many runs queued or running: later
         NotAccepted             it is not known to be stored: try again
         BrokerAway              the broker does not answer, and the read model alone cannot tell: try again
+        NoDownload              the task has no exported file to download
+        LinkInvalid             a download link that was not signed here
+        LinkExpired             a download link that is too old
+        FileGone                a good link, but the file is no longer kept
+        RangeUnsatisfiable      the wanted range begins after the end of the file
         RunFailed               the run ended as ERROR, and the caller asked for a failing status
         Draining                this adapter is stopping: try again
         TooManyStreams          this adapter serves as many event streams as it may: try again, or another one
@@ -91,6 +97,12 @@ class MalformedBody(RequestError):
     """The body is not JSON."""
 
     code = "malformed_body"
+
+
+class MalformedHost(RequestError):
+    """The Host header is missing, or cannot be part of an address."""
+
+    code = "malformed_host"
 
 
 class BodyTooLarge(RequestError):
@@ -212,6 +224,49 @@ class TooManyOutstanding(RequestError):
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class NoDownload(RequestError):
+    """The task has no exported file; the message says why."""
+
+    code = "no_download"
+
+
+class LinkInvalid(RequestError):
+    """The link was not signed here, or not like this. The same sentence whatever is wrong with it."""
+
+    code = "link_invalid"
+
+    def __init__(self) -> None:
+        super().__init__("This link is not valid.")
+
+
+class LinkExpired(RequestError):
+    """The link was signed here, but too long ago."""
+
+    code = "link_expired"
+
+    def __init__(self) -> None:
+        super().__init__("This link has expired.")
+
+
+class FileGone(RequestError):
+    """The link is good, but its file is no longer kept."""
+
+    code = "file_gone"
+
+    def __init__(self) -> None:
+        super().__init__("The file is no longer kept.")
+
+
+class RangeUnsatisfiable(RequestError):
+    """No byte of the wanted range exists. ``size`` is that of the whole file."""
+
+    code = "range_unsatisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The file has {size:,} bytes; the range lies beyond.")
+        self.size = size
 
 
 class NotAccepted(RequestError):

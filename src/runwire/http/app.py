@@ -10,7 +10,20 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from runwire.http import cancel, edit, execute, health, limits, openapi, problem_pages, problems, runs, streams, tasks
+from runwire.http import (
+    cancel,
+    downloads,
+    edit,
+    execute,
+    health,
+    limits,
+    openapi,
+    problem_pages,
+    problems,
+    runs,
+    streams,
+    tasks,
+)
 from runwire.http.endpoint import Endpoint, Handler
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -22,6 +35,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *cancel.ENDPOINTS,
     *runs.ENDPOINTS,
     *streams.ENDPOINTS,
+    *downloads.ENDPOINTS,
     *health.ENDPOINTS,
     *problem_pages.ENDPOINTS,
 )

@@ -34,6 +34,8 @@ class Answer:
     """The data of each event of a ``text/event-stream``."""
     example: Any = None
     """A body as it is answered."""
+    content: Mapping[str, Mapping[str, Any]] | None = None
+    """OpenAPI media type objects by type, for a body that is a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Endpoint:
         found = list(self.problems)
         if self.needs_token:
             found += [errors.Unauthenticated, errors.RateLimited, errors.BrokerAway]
-        if "{" in self.path:
+        if "{" in self.path and self.needs_token:
             found.append(errors.MalformedId)
         if self.query is not None:
             found.append(errors.InvalidFields)

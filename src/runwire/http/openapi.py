@@ -23,7 +23,10 @@ RATE_LIMIT = {
     "RateLimit-Policy": {"schema": {"type": "string"}, "description": "The limits: quota `q` in `w` seconds, by name."},
     "RateLimit": {"schema": {"type": "string"}, "description": "What is left (`r`), and for how many seconds (`t`)."},
 }
-PROBLEM_HEADERS = {401: CHALLENGE, 403: CHALLENGE, 429: RETRY_AFTER | RATE_LIMIT, 503: RETRY_AFTER}
+CONTENT_RANGE = {"Content-Range": {"schema": {"type": "string"}, "description": "`bytes */SIZE` (RFC 9110)."}}
+PROBLEM_HEADERS = {401: CHALLENGE, 403: CHALLENGE, 416: CONTENT_RANGE, 429: RETRY_AFTER | RATE_LIMIT,
+    503: RETRY_AFTER,
+}
 """Headers of problems by status."""
 
 
@@ -47,7 +50,7 @@ def build_document(endpoints: Iterable[Endpoint], *, title: str, version: str, s
             if int(status) in endpoint.answers or status in _problem_answers(endpoint)
         } | _problem_answers(endpoint)
         for status, answer in endpoint.answers.items():
-            if answer.model is None:  # FastAPI takes every answer for JSON
+            if answer.model is None and answer.content is None:  # FastAPI takes every answer for JSON
                 operation["responses"][str(status)].get("content", {}).pop("application/json", None)
         if endpoint.body is not None:
             bodies.append(endpoint.body)
@@ -101,6 +104,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
         documented["model"] = answer.model
         if answer.example is not None:
             documented["content"] = {answer.media_type: {"example": answer.example}}
+    elif answer.content is not None:
+        documented["content"] = {kind: dict(media) for kind, media in answer.content.items()}
     elif answer.media_type != "application/json":
         documented["content"] = {answer.media_type: _other_media(answer)}
     return documented

@@ -29,8 +29,10 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.MalformedEventId: (400, "Malformed Last-Event-ID"),
     errors.MalformedIfMatch: (400, "Malformed If-Match"),
     errors.MalformedBody: (400, "Malformed body"),
+    errors.MalformedHost: (400, "Malformed Host"),
     errors.Unauthenticated: (401, "Not authenticated"),
     errors.Forbidden: (403, "Not allowed"),
+    errors.LinkInvalid: (403, "Invalid link"),
     errors.TaskNotFound: (404, "No such task"),
     errors.RunNotFound: (404, "No such run"),
     errors.ProblemNotFound: (404, "No such problem"),
@@ -38,7 +40,11 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.NotRunning: (409, "Nothing to cancel"),
     errors.IdTaken: (409, "Id is taken"),
     errors.Stale: (412, "Task has changed"),
+    errors.NoDownload: (409, "Nothing to download"),
+    errors.LinkExpired: (410, "Link expired"),
+    errors.FileGone: (410, "File gone"),
     errors.BodyTooLarge: (413, "Too large"),
+    errors.RangeUnsatisfiable: (416, "Range not satisfiable"),
     errors.InvalidFields: (422, "Invalid fields"),
     errors.KeyReused: (422, "Idempotency-Key was used before"),
     errors.RateLimited: (429, "Too many calls"),
@@ -113,6 +119,8 @@ def _extras(error: RequestError) -> dict[str, Any]:
             return {"run": run, "headers": {"Run-Id": run}}
         case errors.Stale(version=version):
             return {"version": version, "headers": {"ETag": etag(version)}}
+        case errors.RangeUnsatisfiable(size=size):
+            return {"headers": {"Content-Range": f"bytes */{size}"}}
         case errors.RunFailed(facts=facts, headers=headers):
             return {**facts, "headers": headers}
         case errors.RateLimited(retry_after=seconds) | errors.TooManyOutstanding(retry_after=seconds):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from runwire.artifacts import Links
 from runwire.http.auth import Authenticator
 from runwire.http.limits import Outstanding, Rates
 from runwire.http.lines import Lines
@@ -51,6 +52,8 @@ class Services:
     """Name of each readiness check -> what is wrong; None: nothing."""
     server_key: bytes
     """Secret of the installation, from which the names of Idempotency-Keys and their run ids are derived."""
+    links: Links
+    """Signs and opens download links."""
     lines: Lines = field(default_factory=Lines)
     """Who waits for a turn at a busy task."""
     rates: Rates | None = None

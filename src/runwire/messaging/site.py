@@ -1,18 +1,25 @@
-"""What all processes of one installation share: a secret key, and how its first start went."""
+"""What all processes of one installation share: secret keys, and how its first start went."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timedelta
 
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from runwire.domain.access import AccessToken
 from runwire.messaging import subjects
 from runwire.messaging.broker import Bus
 
-SERVER_KEY, FIRST_START = "server-key", "first-start"
+SERVER_KEY, FIRST_START, SIGNING_KEYS = "server-key", "first-start", "signing-keys"
+
+KEY_LIFE = timedelta(days=30)
+"""How long a signing key is used for new links."""
+KEY_OVERLAP = timedelta(days=1)
+"""How long a signing key stays known after it was replaced: longer than a link is good and an adapter unaware."""
 
 
 class FirstStart(BaseModel):
@@ -53,3 +60,47 @@ async def first_start_done(bus: Bus, plan: FirstStart) -> None:
     """Nothing of the first start is left to do."""
     bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
     await bucket.put(FIRST_START, plan.model_copy(update={"done": True}).model_dump_json().encode())
+
+
+class SigningKey(BaseModel):
+    """One of the secrets that download links are signed with."""
+
+    secret: str
+    created: AwareDatetime
+
+
+async def signing_keys(bus: Bus, now: datetime) -> list[SigningKey]:
+    """The keys of download links, newest first, the same on every adapter.
+
+    Made when first asked for; when the newest is KEY_LIFE old another is put in front. Adapters that do so at the
+    same time agree on one. Raises one of UNAVAILABLE.
+    """
+    bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
+    while True:
+        try:
+            entry = await bucket.get(SIGNING_KEYS)
+        except KeyNotFoundError:
+            known, revision = [], None
+        else:
+            known, revision = _KEY_LIST.validate_json(entry.value or b"[]"), entry.revision
+        wanted = renewed(known, now, new_secret=lambda: secrets.token_urlsafe(32))
+        if wanted == known:
+            return known
+        with suppress(KeyWrongLastSequenceError):  # another adapter was first: take what it made
+            if revision is None:
+                await bucket.create(SIGNING_KEYS, _KEY_LIST.dump_json(wanted))
+            else:
+                await bucket.update(SIGNING_KEYS, _KEY_LIST.dump_json(wanted), last=revision)
+            return wanted
+
+
+def renewed(known: list[SigningKey], now: datetime, *, new_secret: Callable[[], str]) -> list[SigningKey]:
+    """The keys as they should be: the newest younger than KEY_LIFE, none that was replaced KEY_OVERLAP ago."""
+    keys = known
+    if not keys or now - keys[0].created >= KEY_LIFE:
+        keys = [SigningKey(secret=new_secret(), created=now), *keys]
+    replaced = [keys[0].created, *(key.created for key in keys[:-1])]
+    return [key for key, since in zip(keys, replaced, strict=True) if key is keys[0] or now - since < KEY_OVERLAP]
+
+
+_KEY_LIST = TypeAdapter(list[SigningKey])

@@ -10,7 +10,9 @@ import asyncio
 import csv
 import io
 import json
+import re
 import tempfile
+import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +30,8 @@ SPOOL = 1 << 20
 """Bytes kept in memory before the file goes to disk."""
 ROWS_PER_TURN = 500
 """Rows written before other runs get their turn."""
+LONGEST_INDEX = 150
+"""Bytes (UTF-8) of an index in a file name: file systems take names of 255."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins with one of these is a formula to a spreadsheet (OWASP, CSV injection)."""
 
@@ -59,7 +63,7 @@ def export_action(datasets: dict[str, Dataset], store: Store) -> Handler:
         if dataset is None:
             known = ", ".join(sorted(datasets))
             raise Fail("unknown_dataset", f"There is no dataset {params.export_index!r}; there are: {known}.")
-        file = f"{params.export_index.capitalize()}_Export-{ctx.task}.{params.export_format}"
+        file = file_name(params.export_index, ctx.task, params.export_format)
         with tempfile.SpooledTemporaryFile(max_size=SPOOL) as spool:
             writer = WRITERS[params.export_format](spool, dataset.columns)
             rows = 0
@@ -75,6 +79,14 @@ def export_action(datasets: dict[str, Dataset], store: Store) -> Handler:
         return {"rows": rows, "bytes": size, "file": file}
 
     return export
+
+
+def file_name(index: str, task: int, extension: str) -> str:
+    """``Wallet_Export-12345.csv``; what no file system or header would take becomes ``_``, what is too long is cut."""
+    name = unicodedata.normalize("NFC", index.capitalize())
+    name = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in name)
+    name = re.sub(r'[\\/:*?"<>|%]|\s', "_", name).lstrip("._~-") or "Data"
+    return f"{name.encode()[:LONGEST_INDEX].decode(errors='ignore')}_Export-{task}.{extension}"
 
 
 class CsvWriter:
