@@ -22,7 +22,7 @@ from nats.js.errors import NotFoundError
 
 from runwire import embedded
 from runwire.app import App
-from runwire.bootstrap.adapter import adapter_app
+from runwire.bootstrap.adapter import adapter_app, server_config
 from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.task import Target
@@ -102,7 +102,7 @@ async def connected(settings: Settings) -> Bus:
 async def adapter(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The adapter on a real socket in this event loop; the client carries the manager's token."""
     app = adapter_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=settings.http_port, log_config=None, http="httptools", ws="none"))
+    server = uvicorn.Server(server_config(app, settings))
     serving = asyncio.create_task(server.serve())
     try:
         await eventually(lambda: server.started or serving.done(), what="adapter started")
@@ -112,6 +112,7 @@ async def adapter(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
             base_url=f"http://127.0.0.1:{settings.http_port}", headers=HEADERS, timeout=60
         ) as http:
             http.services = app.state.services  # type: ignore[attr-defined]
+            http.server = server  # type: ignore[attr-defined]
             yield http
     finally:
         server.should_exit = True

@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """Calls about a chain's tasks that one adapter takes, such as ``100/second``; None: any number."""
     max_outstanding_per_chain: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Queued and running runs of a chain beyond which an adapter takes no more; None: any number."""
+    max_connections: Annotated[int, Field(ge=16, le=1_000_000)] = 12_000
+    """Connections one adapter serves at once; more than max_waiters, or those that wait crowd out those that look."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Log lines of at least this level are written to stderr."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
 from runwire.http.keeper import KeyKeeper
 from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
+from runwire.http.protocol import GuardedProtocol
 from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, janitor, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -46,6 +48,8 @@ PROGRESS_INTERVAL = 2.0
 """Seconds between two lines about a read model that is catching up."""
 UNREAD_TIMEOUT = 60
 """Seconds a client may leave what was sent to it unread before the system cuts the connection."""
+SPARE_FILES = 1000
+"""Open files beside the connections that are served: read model, broker, those that are told there are too many."""
 SHUTDOWN_GRACE = 5
 """Seconds that answers may take to be written when the adapter stops."""
 
@@ -74,26 +78,31 @@ def serve_adapter(settings: Settings) -> None:
     listener = _bind(settings)
     app = adapter_app(settings)
     calm_garbage_collector()
-    server = _Server(
-        app,
-        uvicorn.Config(
-            app,
-            http="httptools",
-            proxy_headers=False,  # nobody here asks where a call came from
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_GRACE,
-            backlog=2048,
-        ),
-    )
+    _raise_file_limit(settings.max_connections + SPARE_FILES)
+    server = _Server(app, server_config(app, settings))
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what went wrong at the start is raised below
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(SystemExit):
         runner.run(server.serve(sockets=[listener]))
     failure: Exception | None = getattr(app.state, "failure", None)
     if failure is not None:
         raise failure
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the app is served: with limits on what a stranger may send."""
+    return uvicorn.Config(
+        app,
+        port=settings.http_port,
+        http=GuardedProtocol,
+        limit_concurrency=settings.max_connections,
+        proxy_headers=False,  # nobody here asks where a call came from
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE,
+        backlog=2048,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -220,6 +229,17 @@ def _checks(services: Services, projector: Projector) -> dict[str, str | None]:
         "read_model": projector.trouble,
         "draining": "stopping" if services.draining else None,
     }
+
+
+def _raise_file_limit(wanted: int) -> None:
+    """Let this process open as many files as it may need, as far as the system allows; say when that is too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        text = "only %d files can be open, RUNWIRE_MAX_CONNECTIONS wants %d (see ulimit -Hn)"
+        log.warning(text, most, wanted, extra={"action": "file_limit"})
 
 
 def _bind(settings: Settings) -> socket.socket:

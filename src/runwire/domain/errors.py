@@ -6,6 +6,10 @@
       SetupError              a setting, a port, a directory: one line on the CLI
         BrokerUnreachable       it may work later
       RequestError            what a caller did or met; http/problems.py maps it to a status
+        BadRequest              what came is not HTTP
+        RequestTimeout          the headers or the body did not come in time
+        TargetTooLong, HeadersTooLarge
+        TooManyConnections      this adapter serves as many connections as it may: try again
         MalformedId             the id in the path is no task or run id
         MalformedKey            the Idempotency-Key is not one
         MalformedEventId        the Last-Event-ID is not one
@@ -67,6 +71,36 @@ class BrokerUnreachable(SetupError):
 
 class RequestError(RunwireError):
     """A request that cannot be carried out; the message is a sentence the caller may read."""
+
+
+class BadRequest(RequestError):
+    """What came is not HTTP, or not in a way it is spoken here."""
+
+    code = "bad_request"
+
+
+class RequestTimeout(RequestError):
+    """The headers or the body did not come in time. Nothing was done."""
+
+    code = "request_timeout"
+
+
+class TargetTooLong(RequestError):
+    """Path and query are longer than accepted."""
+
+    code = "target_too_long"
+
+
+class HeadersTooLarge(RequestError):
+    """The headers are more, or larger, than accepted."""
+
+    code = "headers_too_large"
+
+
+class TooManyConnections(RequestError):
+    """This adapter serves as many connections as it may."""
+
+    code = "too_many_connections"
 
 
 class MalformedId(RequestError):

@@ -70,7 +70,7 @@ class Endpoint:
         if self.query is not None:
             found.append(errors.InvalidFields)
         if self.body is not None:
-            found += [errors.MalformedBody, errors.BodyTooLarge, errors.InvalidFields]
+            found += [errors.MalformedBody, errors.RequestTimeout, errors.BodyTooLarge, errors.InvalidFields]
         return tuple(dict.fromkeys(found))
 
 

@@ -24,6 +24,7 @@ TYPES = "/problems/"
 section 3.1.1): it is the same on every adapter, and leads to the section about it on the adapter that answered."""
 
 TABLE: dict[type[RequestError], tuple[int, str]] = {
+    errors.BadRequest: (400, "Bad request"),
     errors.MalformedId: (400, "Malformed id"),
     errors.MalformedKey: (400, "Malformed Idempotency-Key"),
     errors.MalformedEventId: (400, "Malformed Last-Event-ID"),
@@ -36,6 +37,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.TaskNotFound: (404, "No such task"),
     errors.RunNotFound: (404, "No such run"),
     errors.ProblemNotFound: (404, "No such problem"),
+    errors.RequestTimeout: (408, "Too slow"),
     errors.TaskBusy: (409, "Task is busy"),
     errors.NotRunning: (409, "Nothing to cancel"),
     errors.IdTaken: (409, "Id is taken"),
@@ -44,16 +46,19 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.LinkExpired: (410, "Link expired"),
     errors.FileGone: (410, "File gone"),
     errors.BodyTooLarge: (413, "Too large"),
+    errors.TargetTooLong: (414, "Target too long"),
     errors.RangeUnsatisfiable: (416, "Range not satisfiable"),
     errors.InvalidFields: (422, "Invalid fields"),
     errors.KeyReused: (422, "Idempotency-Key was used before"),
     errors.RateLimited: (429, "Too many calls"),
     errors.TooManyOutstanding: (429, "Too many outstanding runs"),
+    errors.HeadersTooLarge: (431, "Headers too large"),
     errors.RunFailed: (500, "Task failed"),
     errors.NotAccepted: (503, "Not known to be stored"),
     errors.BrokerAway: (503, "Broker unavailable"),
     errors.Draining: (503, "Stopping"),
     errors.TooManyStreams: (503, "Too many streams"),
+    errors.TooManyConnections: (503, "Too many connections"),
 }
 RETRY_AFTER = "2"
 """Seconds after which a 503 is worth another try."""
@@ -119,6 +124,8 @@ def _extras(error: RequestError) -> dict[str, Any]:
             return {"run": run, "headers": {"Run-Id": run}}
         case errors.Stale(version=version):
             return {"version": version, "headers": {"ETag": etag(version)}}
+        case errors.RequestTimeout():
+            return {"headers": {"Connection": "close"}}  # the rest of the request may still be on its way
         case errors.RangeUnsatisfiable(size=size):
             return {"headers": {"Content-Range": f"bytes */{size}"}}
         case errors.RunFailed(facts=facts, headers=headers):
