@@ -24,7 +24,11 @@ RATE_LIMIT = {
     "RateLimit": {"schema": {"type": "string"}, "description": "What is left (`r`), and for how many seconds (`t`)."},
 }
 CONTENT_RANGE = {"Content-Range": {"schema": {"type": "string"}, "description": "`bytes */SIZE` (RFC 9110)."}}
-PROBLEM_HEADERS = {401: CHALLENGE, 403: CHALLENGE, 416: CONTENT_RANGE, 429: RETRY_AFTER | RATE_LIMIT,
+PROBLEM_HEADERS = {
+    401: CHALLENGE,
+    403: CHALLENGE,
+    416: CONTENT_RANGE,
+    429: RETRY_AFTER | RATE_LIMIT,
     503: RETRY_AFTER,
 }
 """Headers of problems by status."""
