@@ -12,7 +12,14 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from runwire.domain import lifecycle
-from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest, new_credential, parse_credential
+from runwire.domain.access import (
+    OPERATOR,
+    AccessLevel,
+    TokenKind,
+    create_token,
+    new_credential,
+    parse_credential,
+)
 from runwire.domain.errors import Conflict
 from runwire.domain.sample import CHAIN, SAMPLE, SAMPLE_ID
 from runwire.embedded import write_private
@@ -48,12 +55,15 @@ async def _plan(bus: Bus, settings: Settings) -> FirstStart:
     preset = settings.bootstrap_token.get_secret_value() if settings.bootstrap_token else _kept_token(settings)
     token_id, secret = (parse_credential(preset) if preset else None) or new_credential()
     write_private(settings.token_path, f"{token_id}:{secret}\n")
-    token = AccessToken(
-        id=token_id,
+    token = create_token(
+        token_id,
+        secret,
         kind=TokenKind.ADMIN,
-        digest=digest(secret),
         levels={CHAIN: AccessLevel.MANAGER},
-        created=datetime.now(UTC).replace(microsecond=0),
+        by=OPERATOR,
+        now=datetime.now(UTC),
+        expires=None,
+        desc="The first token",
     )
     plan = await site.first_start(bus, FirstStart(token=token))
     if plan.token.digest != token.digest:  # another adapter was first, and keeps its own token

@@ -31,6 +31,7 @@ from runwire.http.protocol import GuardedProtocol
 from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, janitor, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.tokens import Uses
 from runwire.process import calm_garbage_collector, notify_ready
 from runwire.readmodel.database import Database, open_database
 from runwire.readmodel.feed import Feed
@@ -147,6 +148,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     projector.listeners.append(feed.publish)
     rates = Rates(settings) if settings.rate_per_token or settings.rate_per_chain else None
     most = settings.max_outstanding_per_chain
+    uses = Uses(bus)
+    stack.push_async_callback(_write_uses, uses)
     services = Services(
         settings=settings,
         bus=bus,
@@ -154,7 +157,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         waiters=waiters,
         milestones=projector.milestones,
         feed=feed,
-        authenticate=CountingAuthenticator(bus, rates=rates) if rates else Authenticator(bus),
+        authenticate=CountingAuthenticator(bus, uses, rates=rates) if rates else Authenticator(bus, uses),
+        uses=uses,
         checks=lambda: _checks(services, projector),
         server_key=server_key,
         rates=rates,
@@ -163,7 +167,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     )
     _watch_dead_letters(services)
     await bus.broker.start()
-    for chore in (_watch_pressure(services), janitor.keep_swept(bus)):
+    for chore in (_watch_pressure(services), janitor.keep_swept(bus), uses.keep_written()):
         stack.callback(asyncio.create_task(chore).cancel)
     log.info("adapter ready on %s", settings.http_url, extra={"action": "ready"})
     return services
@@ -197,6 +201,12 @@ def _watch_dead_letters(services: Services) -> None:
         with suppress(Undecodable):
             _, task = subjects.parse(message.raw_message.subject)
             services.waiters.gone(task, letter.run, TaskNotFound(letter.detail))
+
+
+async def _write_uses(uses: Uses) -> None:
+    """What is not written yet when the adapter stops."""
+    with suppress(*UNAVAILABLE, JetStreamError):
+        await uses.write(everything=True)
 
 
 async def _watch_pressure(services: Services) -> None:

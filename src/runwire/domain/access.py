@@ -1,7 +1,16 @@
 """Access tokens and what they allow: who calls, and what they may do in a chain.
 
+::
+
+    create -> active <-> inactive         deactivate, activate
+                |           |
+                '-----------'--> deleted  kept for the audit trail; opens nothing, changes no more
+
 A *privileged* token is a service's, bound to one chain. An *admin* token is a person's and holds an access
-level per chain. Reading needs viewer; executing operator; creating, changing and deleting manager.
+level per chain. Reading needs viewer; executing operator; creating, changing and deleting manager. What a token
+reaches never changes: who needs something else gets another token.
+
+The functions that change a token take it and return its next version, which says what was changed, by whom and when.
 """
 
 from __future__ import annotations
@@ -10,17 +19,25 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from uuid import uuid4
 
 from pydantic import AwareDatetime
 
 from runwire.domain.errors import Forbidden, TaskNotFound
-from runwire.domain.task import Model
+from runwire.domain.task import Model, whole_seconds
 
 TOKEN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Ids made here are UUIDs; one that the operator presets may be any short name."""
+OPERATOR = "operator"
+"""Who acts without a token: whoever holds the broker's password owns the installation."""
+LIFETIME = timedelta(days=90)
+"""How long a token is valid when nobody says; only the first one of an installation has no end."""
+LONGEST_OVERLAP = 604_800
+"""Seconds that a rotated secret may stay valid beside the new one, at most: a week."""
+MOST_CHAINS = 100
+"""Chains that one token may reach."""
 
 
 class AccessLevel(IntEnum):
@@ -38,6 +55,25 @@ class TokenKind(StrEnum):
     ADMIN = "admin"
 
 
+class TokenChange(StrEnum):
+    """What a version of a token says happened."""
+
+    CREATED = "created"
+    EDITED = "edited"
+    """Its description was changed."""
+    DEACTIVATED = "deactivated"
+    ACTIVATED = "activated"
+    ROTATED = "rotated"
+    DELETED = "deleted"
+
+
+class PreviousSecret(Model):
+    """The secret before the last rotation, for as long as both are valid."""
+
+    digest: str
+    until: AwareDatetime
+
+
 class AccessToken(Model):
     """An access token as it is kept: the secret's hash, never the secret."""
 
@@ -47,14 +83,33 @@ class AccessToken(Model):
     """SHA-256 of the secret, hex. The secret has 256 random bits, so a slow hash would add nothing."""
     levels: dict[int, AccessLevel]
     """Access level by chain."""
+    desc: str = ""
     active: bool = True
     created: AwareDatetime
     expires: AwareDatetime | None = None
+    deleted: AwareDatetime | None = None
+    previous: PreviousSecret | None = None
+    change: TokenChange = TokenChange.CREATED
+    """What made this version of the token."""
+    by: str = OPERATOR
+    """Id of the access token that asked for the change, or OPERATOR."""
+    changed: AwareDatetime | None = None
+    """When; None: it is as it was created."""
 
     def accepts(self, secret: str, now: datetime) -> bool:
-        """Whether the secret is right and the token is active and not expired; in constant time over the secret."""
-        matches = hmac.compare_digest(self.digest, digest(secret))
-        return matches and self.active and (self.expires is None or now < self.expires)
+        """Whether the secret opens the token now: it is right, and the token active, not expired and not deleted."""
+        return self.honours(digest(secret), now)
+
+    def honours(self, given: str, now: datetime) -> bool:
+        """As :meth:`accepts`, for the digest of a secret; in constant time over both secrets."""
+        former = self.previous or PreviousSecret(digest=self.digest, until=now)
+        is_current = hmac.compare_digest(self.digest, given)
+        is_former = hmac.compare_digest(former.digest, given) & (now < former.until)
+        return (is_current | is_former) and self.is_valid(now)
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it opens anything at all."""
+        return self.active and self.deleted is None and (self.expires is None or now < self.expires)
 
 
 class Principal(Model):
@@ -62,22 +117,103 @@ class Principal(Model):
 
     token: str
     levels: dict[int, AccessLevel]
+    secret_digest: str = ""
+    """Which of the token's secrets it was: the one before a rotation is valid for a while only."""
 
     def reaches(self, chain: int) -> bool:
         """Whether the token knows of the chain at all."""
         return chain in self.levels
 
+    @property
+    def managed(self) -> tuple[int, ...]:
+        """The chains it is manager of, in ascending order."""
+        return tuple(sorted(chain for chain, level in self.levels.items() if level >= AccessLevel.MANAGER))
+
     def require(self, level: AccessLevel, chain: int) -> None:
         """Raise Forbidden unless the principal has the level in the chain."""
         if self.levels.get(chain, 0) < level:
             name = level.name.lower()
-            raise Forbidden(f"This needs the access level {name} in chain {chain}.", needs=name)
+            raise Forbidden(
+                f"This needs the access level {name} in chain {chain}.",
+                needs=name,
+                chain=chain if self.reaches(chain) else None,
+            )
 
     def require_task(self, level: AccessLevel, chain: int, task: int) -> None:
         """As :meth:`require`, but a task of a foreign chain looks like a missing one."""
         if not self.reaches(chain):
-            raise TaskNotFound(f"There is no task {task}.")
+            raise TaskNotFound(f"There is no task {task}.", chain=chain)
         self.require(level, chain)
+
+
+# --- token -> next token -------------------------------------------------------------------------------
+
+
+def create_token(
+    token_id: str,
+    secret: str,
+    *,
+    kind: TokenKind,
+    levels: dict[int, AccessLevel],
+    by: str,
+    now: datetime,
+    expires: datetime | None,
+    desc: str = "",
+) -> AccessToken:
+    """A new token. ``expires`` None: never."""
+    now = whole_seconds(now)
+    return AccessToken(
+        id=token_id,
+        kind=kind,
+        digest=digest(secret),
+        levels=levels,
+        desc=desc,
+        created=now,
+        expires=expires and whole_seconds(expires),
+        change=TokenChange.CREATED,
+        by=by,
+        changed=now,
+    )
+
+
+def describe(token: AccessToken, desc: str, *, by: str, now: datetime) -> AccessToken:
+    """The token under another description; itself when that is the one it has."""
+    return token if desc == token.desc else _next(token, TokenChange.EDITED, by, now, desc=desc)
+
+
+def set_active(token: AccessToken, active: bool, *, by: str, now: datetime) -> AccessToken:
+    """The token switched on or off; itself when it is so already."""
+    if active == token.active:
+        return token
+    return _next(token, TokenChange.ACTIVATED if active else TokenChange.DEACTIVATED, by, now, active=active)
+
+
+def rotate(
+    token: AccessToken, secret: str, *, overlap: timedelta, expires: datetime, by: str, now: datetime
+) -> AccessToken:
+    """The token with a new secret and a new end. The secret it had stays valid for ``overlap``; an earlier one ends."""
+    until = whole_seconds(now + overlap)
+    return _next(
+        token,
+        TokenChange.ROTATED,
+        by,
+        now,
+        digest=digest(secret),
+        previous=PreviousSecret(digest=token.digest, until=until) if overlap else None,
+        expires=whole_seconds(expires),
+    )
+
+
+def delete(token: AccessToken, *, by: str, now: datetime) -> AccessToken:
+    """The token is no more, but for the audit trail."""
+    return _next(token, TokenChange.DELETED, by, now, active=False, deleted=whole_seconds(now), previous=None)
+
+
+def _next(token: AccessToken, change: TokenChange, by: str, now: datetime, **fields: object) -> AccessToken:
+    return token.model_copy(update={"change": change, "by": by, "changed": whole_seconds(now), **fields})
+
+
+# --- secrets -------------------------------------------------------------------------------------------
 
 
 def digest(secret: str) -> str:

@@ -20,12 +20,13 @@
         InvalidFields           the body is JSON, but not what is asked for
         Unauthenticated         no valid access token
         Forbidden               the token's access level or chains do not allow it
-        TaskNotFound, RunNotFound, ProblemNotFound
+        TaskNotFound, RunNotFound, TokenNotFound, ProblemNotFound
         TaskBusy                the task is already queued or running
         KeyReused               the Idempotency-Key was used with another request
         NotRunning              there is no run to cancel, or it is another one
         Stale                   the task is not the version that If-Match asks for
         IdTaken                 a task with this id exists
+        OwnToken                a token cannot shut itself out
         RateLimited             the token, or the chain, has made too many calls: later
         TooManyOutstanding      the chain has too many runs queued or running: later
         NotAccepted             it is not known to be stored: try again
@@ -71,6 +72,9 @@ class BrokerUnreachable(SetupError):
 
 class RequestError(RunwireError):
     """A request that cannot be carried out; the message is a sentence the caller may read."""
+
+    chain: int | None = None
+    """The chain whose audit trail tells of the refusal, where one does; None: each that the token reaches."""
 
 
 class BadRequest(RequestError):
@@ -179,21 +183,32 @@ class Forbidden(RequestError):
 
     code = "forbidden"
 
-    def __init__(self, message: str, *, needs: str) -> None:
+    def __init__(self, message: str, *, needs: str, chain: int | None = None) -> None:
         super().__init__(message)
         self.needs = needs
+        self.chain = chain
 
 
 class TaskNotFound(RequestError):
-    """No such task for this token; the same answer when it is another chain's."""
+    """No such task for this token; the same answer when it is another chain's, which ``chain`` then names."""
 
     code = "task_not_found"
+
+    def __init__(self, message: str, *, chain: int | None = None) -> None:
+        super().__init__(message)
+        self.chain = chain
 
 
 class RunNotFound(RequestError):
     """No such run of this task."""
 
     code = "run_not_found"
+
+
+class TokenNotFound(RequestError):
+    """No such access token for this one; the same answer when it reaches other chains only."""
+
+    code = "token_not_found"
 
 
 class ProblemNotFound(RequestError):
@@ -301,6 +316,12 @@ class RangeUnsatisfiable(RequestError):
     def __init__(self, size: int) -> None:
         super().__init__(f"The file has {size:,} bytes; the range lies beyond.")
         self.size = size
+
+
+class OwnToken(RequestError):
+    """A token is not deactivated or deleted by a call that it authenticates: nobody locks themselves out."""
+
+    code = "own_token"
 
 
 class NotAccepted(RequestError):

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from runwire.http import (
+    access_tokens,
     cancel,
     downloads,
     edit,
@@ -36,6 +37,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *runs.ENDPOINTS,
     *streams.ENDPOINTS,
     *downloads.ENDPOINTS,
+    *access_tokens.ENDPOINTS,
     *health.ENDPOINTS,
     *problem_pages.ENDPOINTS,
 )

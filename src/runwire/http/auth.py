@@ -12,10 +12,13 @@ from runwire.domain.access import AccessToken, Principal, digest, parse_credenti
 from runwire.domain.errors import Unauthenticated
 from runwire.messaging import tokens
 from runwire.messaging.broker import Bus
+from runwire.messaging.tokens import Uses
 
 CACHE_SECONDS = 4.0
 """How long a token is believed without asking the bucket again: a change is in force everywhere within 5 s."""
 CACHE_SIZE = 10_000
+NAMED_TOKEN = "runwire.token"  # noqa: S105 - a name
+"""Where the ASGI scope has the :class:`AccessToken` that the call names, whether its secret was right or not."""
 
 _NOBODY = AccessToken.model_validate(
     {
@@ -33,9 +36,10 @@ _NOBODY = AccessToken.model_validate(
 class Authenticator:
     """Checks access tokens; remembers them for a few seconds."""
 
-    def __init__(self, bus: Bus) -> None:
-        """Over the bucket that all adapters share."""
+    def __init__(self, bus: Bus, uses: Uses | None = None) -> None:
+        """Over the bucket that all adapters share. ``uses`` is told of every call that was authenticated."""
         self._bus = bus
+        self._uses = uses or Uses(bus)
         self._cache: OrderedDict[str, tuple[float, AccessToken]] = OrderedDict()
 
     async def __call__(self, request: Request) -> Principal:
@@ -46,10 +50,31 @@ class Authenticator:
         if credential is None:
             raise Unauthenticated(attempted=bool(header))
         token_id, secret = credential
-        token = await self._token(token_id) or _NOBODY
-        if not token.accepts(secret, datetime.now(UTC)):
+        known = await self._token(token_id)
+        if known is not None:
+            request.scope[NAMED_TOKEN] = known
+        token, given, now = known or _NOBODY, digest(secret), datetime.now(UTC)
+        if not token.honours(given, now):
             raise Unauthenticated(attempted=True)
-        return Principal(token=token.id, levels=token.levels)
+        self._uses.saw(token.id, now)
+        return Principal(token=token.id, levels=token.levels, secret_digest=given)
+
+    async def still_valid(self, principal: Principal) -> bool:
+        """Whether the principal's token may still do what it could when it was authenticated.
+
+        For calls that go on for long; within CACHE_SECONDS of a change the old answer is possible. Raises one of
+        UNAVAILABLE.
+        """
+        token = await self._token(principal.token)
+        return (
+            token is not None
+            and token.honours(principal.secret_digest, datetime.now(UTC))
+            and all(token.levels.get(chain, 0) >= level for chain, level in principal.levels.items())
+        )
+
+    def renew(self, token: AccessToken) -> None:
+        """The token was changed through this adapter: from now on this is how it stands."""
+        self._remember(token, time.monotonic())
 
     async def still_valid(self, principal: Principal) -> bool:
         """Whether the principal's token may still do what it could when it was authenticated.
@@ -69,12 +94,19 @@ class Authenticator:
         known = self._cache.get(token_id)
         if known is not None and time.monotonic() - known[0] < CACHE_SECONDS:
             return known[1]
+        asked = time.monotonic()
         token = await tokens.get(self._bus, token_id)
+        newer = self._cache.get(token_id)
+        if newer is not None and newer[0] > asked:  # renewed while the bucket was asked
+            return newer[1]
         if token is None:
             self._cache.pop(token_id, None)
             return None
-        self._cache[token_id] = (time.monotonic(), token)
-        self._cache.move_to_end(token_id)
+        self._remember(token, asked)
+        return token
+
+    def _remember(self, token: AccessToken, at: float) -> None:
+        self._cache[token.id] = (at, token)
+        self._cache.move_to_end(token.id)
         if len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        return token

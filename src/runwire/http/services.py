@@ -14,6 +14,7 @@ from runwire.http.auth import Authenticator
 from runwire.http.limits import Outstanding, Rates
 from runwire.http.lines import Lines
 from runwire.messaging.broker import Bus
+from runwire.messaging.tokens import Uses
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader
 from runwire.readmodel.waiters import Milestones, Waiters
@@ -48,6 +49,7 @@ class Services:
     milestones: Milestones
     feed: Feed
     authenticate: Authenticator
+    uses: Uses
     checks: Callable[[], dict[str, str | None]]
     """Name of each readiness check -> what is wrong; None: nothing."""
     server_key: bytes

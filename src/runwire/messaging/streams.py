@@ -135,6 +135,7 @@ async def provision(bus: Bus, settings: Settings) -> None:
         for config in stream_configs(settings):
             await _ensure_stream(bus, config)
         await _ensure_bucket(bus, subjects.TOKENS_BUCKET, settings, history=TOKEN_HISTORY)
+        await _ensure_bucket(bus, subjects.TOKEN_USE_BUCKET, settings)
         await _ensure_bucket(bus, subjects.SETTINGS_BUCKET, settings)
         await _ensure_artifacts(bus, settings)
         with suppress(NotFoundError):  # what it had in hand comes again, through the consumer of its chain

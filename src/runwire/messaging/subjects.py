@@ -44,6 +44,9 @@ ROLL_CALL = "tasks.wrk.call"
 """A request here is answered by every worker (core NATS, nothing is stored)."""
 
 TOKENS_BUCKET = "runwire-tokens"
+TOKENS_STREAM, ALL_TOKENS = f"KV_{TOKENS_BUCKET}", f"$KV.{TOKENS_BUCKET}.*"
+"""Where the bucket keeps its entries: every version of every token, up to the bucket's history."""
+TOKEN_USE_BUCKET = "runwire-token-use"  # noqa: S105 - a name
 SETTINGS_BUCKET = "runwire-settings"
 ARTIFACTS_BUCKET = "runwire-artifacts"
 
@@ -137,6 +140,11 @@ def ended_runs_of(chain: int) -> list[str]:
 def log(chain: int, task: int) -> str:
     """Where the log lines of a task's runs are published."""
     return f"tasks.log.{_id(chain)}.{_id(task)}"
+
+
+def refusals(chain: int) -> str:
+    """Where the calls that were refused in a chain are published."""
+    return f"tasks.aud.{_id(chain)}"
 
 
 def dead_letter(chain: int, task: int) -> str:

@@ -1,0 +1,496 @@
+"""``/access_tokens``: who may call, and what they may do.
+
+A manager grants what it holds itself, sees the tokens that reach a chain it manages (and of each only the chains it
+manages), and changes those whose every chain it manages. Everybody may look at their own. A secret is in the answer
+that makes it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, Strict, field_validator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runwire.domain import access
+from runwire.domain.access import (
+    LIFETIME,
+    LONGEST_OVERLAP,
+    MOST_CHAINS,
+    TOKEN_ID,
+    AccessLevel,
+    AccessToken,
+    Principal,
+    TokenChange,
+    TokenKind,
+    new_credential,
+)
+from runwire.domain.errors import (
+    Draining,
+    FieldError,
+    Forbidden,
+    InvalidFields,
+    MalformedId,
+    NotAccepted,
+    OwnToken,
+    TokenNotFound,
+)
+from runwire.domain.task import INTEGRAL, MAX_ID, ChainId
+from runwire.http.body import read_body
+from runwire.http.endpoint import Answer, Endpoint, path_parameter
+from runwire.http.json_body import parse_json
+from runwire.http.paging import PAGING, page_headers
+from runwire.http.query import Page, parse_query
+from runwire.http.schemas import Instant, instant, json_bytes
+from runwire.http.services import Services, services
+from runwire.messaging import tokens
+
+PATH = "/access_tokens"
+LONGEST_DESC = 500
+"""Characters of a description."""
+VARIANT = re.compile(r"^/(privileged|admin)(?=/|$)|/\[key\]$")
+
+LevelName = Literal["viewer", "operator", "manager"]
+ChainKey = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,15}$")]
+"""A chain as the name of a JSON member."""
+Expiry = Annotated[
+    Instant | None, Field(description="When it stops being valid; in the future. Left out: 90 days from now.")
+]
+
+EXAMPLE_TOKEN: dict[str, Any] = {
+    "id": "0b7e6f0e-3f0c-4c4e-9a53-5d3b8f6f2a11",
+    "kind": "privileged",
+    "levels": {"1764": "operator"},
+    "desc": "The billing service",
+    "active": True,
+    "created": "2026-05-26T14:35:00Z",
+    "expires": "2026-08-24T14:35:00Z",
+    "deleted": None,
+    "last_used": "2026-05-26T15:00:00Z",
+    "previous_until": None,
+    "change": "created",
+    "changed": "2026-05-26T14:35:00Z",
+    "by": "5c0d1f3c-8b1f-4d57-8f0e-2f1b0d8f7a02",
+}
+EXAMPLE_SECRET = "k1JxXo0eYkq9vQy8m2uWb0m3cN5sT7rA4pLzHdGfE6I"  # noqa: S105 - opens nothing
+TOKEN_PARAMETER = path_parameter(
+    "token", "Id of the access token.", {"type": "string", "pattern": f"^{TOKEN_ID.pattern}$"}, EXAMPLE_TOKEN["id"]
+)
+
+
+class Grant(BaseModel):
+    """What every new token has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    desc: Annotated[str, Field(max_length=LONGEST_DESC, description="What it is for.")] = ""
+    expires: Expiry = None
+
+    @field_validator("desc")
+    @classmethod
+    def _no_nul(cls, text: str) -> str:
+        return _without_nul(text)
+
+
+class PrivilegedTokenBody(Grant):
+    """A service's token, bound to one chain."""
+
+    kind: Literal["privileged"]
+    chain: ChainId
+    level: LevelName = "operator"
+
+    def granted(self) -> dict[int, AccessLevel]:
+        """Access level by chain."""
+        return {self.chain: AccessLevel[self.level.upper()]}
+
+
+class AdminTokenBody(Grant):
+    """A person's token, with an access level per chain."""
+
+    kind: Literal["admin"]
+    levels: Annotated[
+        dict[ChainKey, LevelName], Field(min_length=1, max_length=MOST_CHAINS, description="Access level by chain.")
+    ]
+
+    def granted(self) -> dict[int, AccessLevel]:
+        """Access level by chain."""
+        return {int(chain): AccessLevel[level.upper()] for chain, level in self.levels.items()}
+
+
+class AccessTokenBody(RootModel[Annotated[PrivilegedTokenBody | AdminTokenBody, Field(discriminator="kind")]]):
+    """A new access token. Id and secret are made here; what it reaches never changes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"kind": "privileged", "chain": 1764, "level": "operator", "desc": "The billing service"},
+                {"kind": "admin", "levels": {"1764": "manager"}, "desc": "Ada"},
+            ]
+        }
+    )
+
+
+class AccessTokenPatch(BaseModel):
+    """Changes of an access token; what is left out, or null, stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"active": False}]})
+
+    active: Annotated[Annotated[bool, Strict()] | None, Field(description="false: it opens nothing.")] = None
+    desc: Annotated[Annotated[str, Field(max_length=LONGEST_DESC)] | None, Field(description="What it is for.")] = None
+
+    @field_validator("desc")
+    @classmethod
+    def _no_nul(cls, text: str | None) -> str | None:
+        return text and _without_nul(text)
+
+
+class RotationBody(BaseModel):
+    """How the secret is exchanged."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"overlap": 3600}]})
+
+    overlap: Annotated[
+        int,
+        Strict(),
+        Field(ge=0, le=LONGEST_OVERLAP, description="Seconds that the old secret stays valid beside the new one."),
+        INTEGRAL,
+    ] = 3600
+    expires: Expiry = None
+
+
+class AccessTokenView(BaseModel):
+    """An access token, without its secret."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_TOKEN]})
+
+    id: str
+    kind: TokenKind
+    levels: Annotated[dict[str, LevelName], Field(description="Access level by chain; the chains you may see.")]
+    desc: str
+    active: bool
+    created: datetime
+    expires: Annotated[datetime | None, Field(description="null: never.")]
+    deleted: Annotated[datetime | None, Field(description="null: it is not.")]
+    last_used: Annotated[datetime | None, Field(description="To a minute or so; null: never.")]
+    previous_until: Annotated[
+        datetime | None, Field(description="Until when the secret before the last rotation is valid; null: it is not.")
+    ]
+    change: Annotated[TokenChange, Field(description="What was changed last.")]
+    changed: Annotated[datetime, Field(description="When that was.")]
+    by: Annotated[str, Field(description="Who changed it: the id of an access token, or `operator`.")]
+
+
+class SecretView(AccessTokenView):
+    """An access token with its secret, which is shown this once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [EXAMPLE_TOKEN | {"secret": EXAMPLE_SECRET, "token": f"{EXAMPLE_TOKEN['id']}:{EXAMPLE_SECRET}"}]
+        }
+    )
+
+    secret: str
+    token: Annotated[str, Field(description="`ID:SECRET`, as it goes behind `Authorization: Bearer`.")]
+
+
+class AccessTokensQuery(Page):
+    """Query parameters of the list."""
+
+    chain: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only tokens that reach this chain.")] = None
+    deleted: Annotated[bool, Field(description="Deleted ones instead of those that are there.")] = False
+
+
+async def create_access_token(request: Request) -> Response:
+    """Create an access token; its secret is shown this once. Needs manager in every chain that it grants."""
+    parts = services(request)
+    principal = await parts.authenticate(request)
+    body = _parse_new(await read_body(request))
+    levels = body.granted()
+    for chain in levels:
+        principal.require(AccessLevel.MANAGER, chain)
+    now = datetime.now(UTC)
+    expires = _expiry(body.expires, now)
+    if parts.draining:
+        raise Draining("This adapter is stopping; try again.")
+    token_id, secret = new_credential()
+    token = access.create_token(
+        token_id,
+        secret,
+        kind=TokenKind(body.kind),
+        levels=levels,
+        by=principal.token,
+        now=now,
+        expires=expires,
+        desc=body.desc,
+    )
+    await tokens.create_surely(parts.bus, token)
+    return _secret_answer(201, token_view(token, levels), secret, {"Location": f"{PATH}/{token.id}"})
+
+
+async def list_access_tokens(request: Request) -> Response:
+    """The access tokens of the chains that one manages, oldest first. Needs manager."""
+    parts = services(request)
+    query = parse_query(request, AccessTokensQuery)
+    principal = await parts.authenticate(request)
+    chains = managed_chains(principal, query.chain)
+    found = [
+        token
+        for token in await tokens.list_all(parts.bus)
+        if (token.deleted is not None) == query.deleted and not token.levels.keys().isdisjoint(chains)
+    ]
+    uses = await tokens.last_uses(parts.bus)
+    page = [
+        token_view(token, principal.managed, _latest(parts, token, uses.get(token.id)))
+        for token in found[query.offset : query.offset + query.limit]
+    ]
+    return Response(
+        json_bytes(page),
+        200,
+        page_headers(request, limit=query.limit, offset=query.offset, total=len(found)),
+        "application/json",
+    )
+
+
+async def get_own_access_token(request: Request) -> Response:
+    """The access token that the call is made with. Needs any valid token."""
+    parts = services(request)
+    principal = await parts.authenticate(request)
+    return await _shown(parts, principal, principal.token)
+
+
+async def get_access_token(request: Request) -> Response:
+    """An access token, also a deleted one. Needs manager of a chain that it reaches, but for one's own."""
+    parts = services(request)
+    token_id = token_id_in(request)
+    return await _shown(parts, await parts.authenticate(request), token_id)
+
+
+async def change_access_token(request: Request) -> Response:
+    """Deactivate or activate an access token, or describe it anew. Needs manager in every chain that it reaches."""
+    parts = services(request)
+    token_id = token_id_in(request)
+    principal = await parts.authenticate(request)
+    patch = parse_json(await read_body(request), AccessTokenPatch)
+    now = datetime.now(UTC)
+
+    def patched(token: AccessToken) -> AccessToken:
+        if patch.active is False:
+            _refuse_own(principal, token, "deactivate")
+        if patch.desc is not None:
+            token = access.describe(token, patch.desc, by=principal.token, now=now)
+        return token if patch.active is None else access.set_active(token, patch.active, by=principal.token, now=now)
+
+    token = await _change(parts, principal, token_id, patched)
+    return _answer(200, token_view(token, token.levels, await _last_used(parts, token)))
+
+
+async def rotate_access_token(request: Request) -> Response:
+    """Give an access token a new secret; the old one stays valid for the overlap. Needs manager in all its chains."""
+    parts = services(request)
+    token_id = token_id_in(request)
+    principal = await parts.authenticate(request)
+    body = parse_json(await read_body(request) or b"{}", RotationBody)
+    now = datetime.now(UTC)
+    expires = _expiry(body.expires, now)
+    _, secret = new_credential()
+
+    def rotated(token: AccessToken) -> AccessToken:
+        overlap = timedelta(seconds=body.overlap)
+        return access.rotate(token, secret, overlap=overlap, expires=expires, by=principal.token, now=now)
+
+    token = await _change(parts, principal, token_id, rotated)
+    return _secret_answer(200, token_view(token, token.levels, await _last_used(parts, token)), secret)
+
+
+async def delete_access_token(request: Request) -> Response:
+    """Delete an access token; it is kept for the audit trail. Needs manager in every chain that it reaches."""
+    parts = services(request)
+    token_id = token_id_in(request)
+    principal = await parts.authenticate(request)
+    now = datetime.now(UTC)
+
+    def deleted(token: AccessToken) -> AccessToken:
+        _refuse_own(principal, token, "delete")
+        return access.delete(token, by=principal.token, now=now)
+
+    await _change(parts, principal, token_id, deleted)
+    return Response(None, 204, {"Cache-Control": "no-store"})
+
+
+def token_id_in(request: Request) -> str:
+    """The token id in the path. Raises MalformedId."""
+    token_id: str = request.path_params["token"]
+    if TOKEN_ID.fullmatch(token_id) is None:
+        raise MalformedId("An access token id has 1 to 64 letters, digits, - and _.")
+    return token_id
+
+
+def managed_chains(principal: Principal, chain: int | None) -> tuple[int, ...]:
+    """The chains that a manager's list covers: all that one manages, or the one asked for. Raises Forbidden."""
+    if chain is not None:
+        principal.require(AccessLevel.MANAGER, chain)
+        return (chain,)
+    if not principal.managed:
+        raise Forbidden("This needs the access level manager in some chain.", needs="manager")
+    return principal.managed
+
+
+def token_view(token: AccessToken, chains: Iterable[int], last_used: datetime | None = None) -> dict[str, Any]:
+    """The token as the API shows it to somebody who may see these chains; never a secret, nor its hash."""
+    shown = set(chains)
+    return {
+        "id": token.id,
+        "kind": token.kind.value,
+        "levels": {str(chain): level.name.lower() for chain, level in sorted(token.levels.items()) if chain in shown},
+        "desc": token.desc,
+        "active": token.active,
+        "created": instant(token.created),
+        "expires": instant(token.expires),
+        "deleted": instant(token.deleted),
+        "last_used": instant(last_used),
+        "previous_until": instant(token.previous.until if token.previous else None),
+        "change": token.change.value,
+        "changed": instant(token.changed or token.created),
+        "by": token.by,
+    }
+
+
+def _parse_new(body: bytes) -> PrivilegedTokenBody | AdminTokenBody:
+    """The new token in a request body. Raises MalformedBody or InvalidFields."""
+    try:
+        return parse_json(body, AccessTokenBody).root
+    except InvalidFields as invalid:  # pydantic's places name the variant and the part of a member, a pointer must not
+        raise InvalidFields(
+            [replace(error, pointer=VARIANT.sub("", error.pointer or "")) for error in invalid.errors]
+        ) from None
+
+
+async def _shown(parts: Services, principal: Principal, token_id: str) -> Response:
+    token, chains = _visible(principal, await tokens.get(parts.bus, token_id), token_id)
+    return _answer(200, token_view(token, chains, await _last_used(parts, token)))
+
+
+async def _change(
+    parts: Services, principal: Principal, token_id: str, next_version: Callable[[AccessToken], AccessToken]
+) -> AccessToken:
+    """Change the token if the principal may; in force on this adapter at once. Raises TokenNotFound, Forbidden ..."""
+    if parts.draining:
+        raise Draining("This adapter is stopping; try again.")
+
+    def checked(found: AccessToken | None) -> AccessToken:
+        token, chains = _visible(principal, found, token_id)
+        if token.deleted is not None:
+            raise TokenNotFound(f"There is no access token {token_id}.")
+        if not token.levels.keys() <= set(principal.managed):
+            raise Forbidden(
+                "This needs the access level manager in every chain that the token reaches.",
+                needs="manager",
+                chain=chains[0],
+            )
+        return next_version(token)
+
+    token = await tokens.change(parts.bus, token_id, checked)
+    parts.authenticate.renew(token)
+    return token
+
+
+def _visible(principal: Principal, token: AccessToken | None, token_id: str) -> tuple[AccessToken, list[int]]:
+    """The token, and which of its chains the principal may see. Raises TokenNotFound or Forbidden."""
+    if token is not None and token.id == principal.token:
+        return token, sorted(token.levels)
+    common = sorted(chain for chain in token.levels if principal.reaches(chain)) if token is not None else []
+    if token is None or not common:
+        raise TokenNotFound(f"There is no access token {token_id}.")
+    managed = [chain for chain in common if chain in principal.managed]
+    if not managed:
+        raise Forbidden(
+            "This needs the access level manager in a chain that the token reaches.", needs="manager", chain=common[0]
+        )
+    return token, managed
+
+
+def _refuse_own(principal: Principal, token: AccessToken, what: str) -> None:
+    if token.id == principal.token:
+        raise OwnToken(f"You cannot {what} the token that you call with; use another manager's.")
+
+
+def _expiry(wanted: datetime | None, now: datetime) -> datetime:
+    """When the token ends. Raises InvalidFields for a time that is over."""
+    if wanted is None:
+        return now + LIFETIME
+    if wanted <= now:
+        raise InvalidFields([FieldError(pointer="/expires", detail="must be in the future")])
+    return wanted
+
+
+async def _last_used(parts: Services, token: AccessToken) -> datetime | None:
+    return _latest(parts, token, await tokens.last_use(parts.bus, token.id))
+
+
+def _latest(parts: Services, token: AccessToken, written: datetime | None) -> datetime | None:
+    """The last use that the bucket or this adapter knows of."""
+    return max((use for use in (written, parts.uses.latest(token.id)) if use is not None), default=None)
+
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        msg = "must not contain NUL"
+        raise ValueError(msg)
+    return text
+
+
+def _answer(status: int, view: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(json_bytes(view), status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+
+
+def _secret_answer(status: int, view: dict[str, Any], secret: str, headers: dict[str, str] | None = None) -> Response:
+    return _answer(status, view | {"secret": secret, "token": f"{view['id']}:{secret}"}, headers)
+
+
+LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The access token, for GET."}}
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST", path=PATH, handle=create_access_token, tag="access tokens", body=AccessTokenBody,
+        answers={201: Answer(text="Created; the secret is shown this once.", model=SecretView, headers=LOCATION)},
+        problems=(Forbidden, NotAccepted, Draining),
+    ),
+    Endpoint(
+        method="GET", path=PATH, handle=list_access_tokens, tag="access tokens", query=AccessTokensQuery,
+        answers={200: Answer(text="A page of access tokens.", model=list[AccessTokenView], headers=PAGING)},
+        problems=(Forbidden,),
+    ),
+    Endpoint(
+        method="GET", path=f"{PATH}/self", handle=get_own_access_token, tag="access tokens",
+        answers={200: Answer(text="The access token.", model=AccessTokenView)},
+    ),
+    Endpoint(
+        method="GET", path=f"{PATH}/{{token}}", handle=get_access_token, tag="access tokens",
+        parameters=(TOKEN_PARAMETER,),
+        answers={200: Answer(text="The access token.", model=AccessTokenView)},
+        problems=(Forbidden, TokenNotFound),
+    ),
+    Endpoint(
+        method="PATCH", path=f"{PATH}/{{token}}", handle=change_access_token, tag="access tokens",
+        parameters=(TOKEN_PARAMETER,), body=AccessTokenPatch,
+        answers={200: Answer(text="The access token as it is now.", model=AccessTokenView)},
+        problems=(Forbidden, TokenNotFound, OwnToken, NotAccepted, Draining),
+    ),
+    Endpoint(
+        method="DELETE", path=f"{PATH}/{{token}}", handle=delete_access_token, tag="access tokens",
+        parameters=(TOKEN_PARAMETER,),
+        answers={204: Answer(text="Deleted.")},
+        problems=(Forbidden, TokenNotFound, OwnToken, NotAccepted, Draining),
+    ),
+    Endpoint(
+        method="POST", path=f"{PATH}/{{token}}/rotate", handle=rotate_access_token, tag="access tokens",
+        parameters=(TOKEN_PARAMETER,), body=RotationBody, body_required=False,
+        answers={200: Answer(text="The new secret, which is shown this once.", model=SecretView)},
+        problems=(Forbidden, TokenNotFound, NotAccepted, Draining),
+    ),
+)  # fmt: skip
