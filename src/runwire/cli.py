@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from runwire.cli_tokens import audit, token_cli
 from runwire.domain.errors import BrokerUnreachable, SetupError
 from runwire.process import EXIT_SETUP, set_up_logging
 from runwire.settings import Settings, load
@@ -19,6 +20,8 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+cli.add_typer(token_cli)
 
 AppOption = Annotated[
     str | None, typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="A runwire.App with actions of your own.")
@@ -71,6 +74,9 @@ def doctor(data_dir: DataOption = None) -> None:
 
     if not run_doctor(settings):
         raise typer.Exit(1)
+
+
+cli.command()(audit)
 
 
 @cli.command()

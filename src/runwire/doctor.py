@@ -17,7 +17,7 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
 from runwire.domain.errors import SetupError
-from runwire.embedded import running_url_path
+from runwire.embedded import with_running_broker
 from runwire.messaging import chains, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.settings import Settings
@@ -57,7 +57,7 @@ async def _print_all(settings: Settings) -> bool:
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     last_event: int | None = None
     try:
-        bus = Bus(_where_the_broker_is(settings), "runwire doctor")
+        bus = Bus(with_running_broker(settings), "runwire doctor")
         await bus.connect()
     except SetupError as error:
         yield Finding("broker", ok=False, detail=str(error))
@@ -74,17 +74,6 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
         await bus.nc.close()
     yield _read_model(settings, last_event)
     yield await asyncio.to_thread(_adapter, settings)
-
-
-def _where_the_broker_is(settings: Settings) -> Settings:
-    """The configured broker, else the one that `runwire up` runs on this data directory at the moment."""
-    if settings.nats_url is not None:
-        return settings
-    try:
-        url = running_url_path(settings).read_text().strip()
-    except OSError:
-        raise SetupError(f"RUNWIRE_NATS_URL is not set, and no `runwire up` runs on {settings.data_dir}") from None
-    return settings.model_copy(update={"nats_url": url})
 
 
 async def _stream(bus: Bus, wanted: StreamConfig) -> tuple[StreamInfo | None, Finding]:

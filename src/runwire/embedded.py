@@ -77,8 +77,22 @@ def bus_url_path(settings: Settings) -> Path:
 
 
 def running_url_path(settings: Settings) -> Path:
-    """Where `up` leaves the broker's URL for `doctor` while it runs."""
+    """Where `up` leaves the broker's URL for commands on the same machine while it runs."""
     return settings.data_dir / "broker.url"
+
+
+def with_running_broker(settings: Settings) -> Settings:
+    """The configured broker, else the one that `runwire up` runs on this data directory at the moment.
+
+    Raises SetupError when there is neither.
+    """
+    if settings.nats_url is not None:
+        return settings
+    try:
+        url = running_url_path(settings).read_text().strip()
+    except OSError:
+        raise SetupError(f"RUNWIRE_NATS_URL is not set, and no `runwire up` runs on {settings.data_dir}") from None
+    return settings.model_copy(update={"nats_url": url})
 
 
 def write_private(path: Path, text: str) -> None:

@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     """Events kept per task and state; also the number of ended runs the read model keeps per task and state."""
     bootstrap_token: SecretStr | None = None
     """``ID:SECRET``: the first token, instead of a generated one. Only looked at on the first start."""
+    url: str | None = None
+    """Adapter that ``runwire token`` and ``runwire audit`` call; None: the one on this machine."""
+    token: SecretStr | None = None
+    """``ID:SECRET`` that they call with; None: the first token, where the data directory has it."""
     worker_slots: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Runs one worker process carries out at once."""
     app: str | None = None
@@ -75,7 +79,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Log lines of at least this level are written to stderr."""
 
-    @field_validator("bootstrap_token")
+    @field_validator("bootstrap_token", "token")
     @classmethod
     def _is_credential(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and parse_credential(value.get_secret_value()) is None:

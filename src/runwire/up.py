@@ -80,7 +80,7 @@ def _children(settings: Settings, broker: Embedded | None) -> list[Child]:
 
 def _as_environment(settings: Settings) -> dict[str, str]:
     """The settings that this process was given, as its children read them."""
-    plain = settings.model_dump(mode="json", exclude={"bootstrap_token", "nats_url"}, exclude_none=True)
+    plain = settings.model_dump(mode="json", exclude={"bootstrap_token", "token", "nats_url"}, exclude_none=True)
     return {f"RUNWIRE_{name.upper()}": str(value) for name, value in plain.items()}
 
 

@@ -76,20 +76,6 @@ class Authenticator:
         """The token was changed through this adapter: from now on this is how it stands."""
         self._remember(token, time.monotonic())
 
-    async def still_valid(self, principal: Principal) -> bool:
-        """Whether the principal's token may still do what it could when it was authenticated.
-
-        For calls that go on for long; within CACHE_SECONDS of a change the old answer is possible. Raises one of
-        UNAVAILABLE.
-        """
-        token = await self._token(principal.token)
-        return (
-            token is not None
-            and token.active
-            and (token.expires is None or datetime.now(UTC) < token.expires)
-            and all(token.levels.get(chain, 0) >= level for chain, level in principal.levels.items())
-        )
-
     async def _token(self, token_id: str) -> AccessToken | None:
         known = self._cache.get(token_id)
         if known is not None and time.monotonic() - known[0] < CACHE_SECONDS:

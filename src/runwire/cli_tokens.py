@@ -1,0 +1,356 @@
+"""``runwire token ...`` and ``runwire audit``: a client of the HTTP API like any other.
+
+Only ``token create --as-operator`` goes past it, straight into the broker: somebody has to make the first manager of a
+new chain, and who holds the broker's password owns the installation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import quote
+
+import typer
+
+from runwire.settings import Settings, load
+
+if TYPE_CHECKING:  # loaded by the commands: `runwire --help` has to be there at once
+    from rich.console import Console
+
+token_cli = typer.Typer(name="token", help="Create, list, rotate and delete access tokens.", no_args_is_help=True)
+
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="The adapter (RUNWIRE_URL; else the one on this machine).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="The answer as JSON, for programs.")]
+TokenArgument = Annotated[str, typer.Argument(metavar="TOKEN", help="Id of the access token.")]
+DescOption = Annotated[str, typer.Option("--desc", help="What it is for.")]
+
+PATIENCE = 30
+"""Seconds an adapter may take to answer."""
+WIDE = 200
+"""Columns of what is written to a file or a pipe."""
+
+
+@token_cli.command()
+def create(
+    chain: Annotated[
+        list[str], typer.Option("--chain", metavar="CHAIN[=LEVEL]", help="What it reaches; several: an admin token.")
+    ],
+    level: Annotated[str, typer.Option("--level", help="viewer, operator or manager.")] = "operator",
+    admin: Annotated[bool, typer.Option("--admin", help="A person's token, though it has one chain.")] = False,
+    desc: DescOption = "",
+    days: Annotated[int, typer.Option("--days", min=1, max=36_500, help="How long it is valid.")] = 90,
+    as_operator: Annotated[
+        bool, typer.Option("--as-operator", help="Straight into the broker: for the first manager of a chain.")
+    ] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create an access token. Its secret is shown this once."""
+    from datetime import UTC, datetime, timedelta  # noqa: PLC0415
+
+    levels = dict(_grant(text, level) for text in chain)
+    kind = "admin" if admin or len(levels) > 1 else "privileged"
+    expires = datetime.now(UTC) + timedelta(days=days)
+    if as_operator:
+        made = _create_as_operator(kind, levels, desc, expires)
+    else:
+        reach: dict[str, Any] = {"levels": levels}
+        if kind == "privileged":
+            ((only, its_level),) = levels.items()
+            reach = {"chain": _number(only), "level": its_level}
+        body = {"kind": kind, "desc": desc, "expires": expires.isoformat(), **reach}
+        made = _call("POST", "/access_tokens", url, json=body).json()
+    _show(made, as_json, _secret_once)
+
+
+@token_cli.command("list")
+def list_tokens(
+    chain: Annotated[int | None, typer.Option("--chain", help="Only tokens that reach this chain.")] = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones instead.")] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the access tokens of the chains that you manage."""
+    found = _pages("/access_tokens", url, {"chain": chain, "deleted": deleted or None}, limit=None)
+    _show(found, as_json, _token_table)
+
+
+@token_cli.command()
+def show(
+    token: Annotated[
+        str, typer.Argument(metavar="[TOKEN]", help="Id of the access token; left out: your own.")
+    ] = "self",  # noqa: S107 - a name
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an access token."""
+    _show(_call("GET", _path(token), url).json(), as_json, _token_facts)
+
+
+@token_cli.command()
+def deactivate(token: TokenArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Switch an access token off; `activate` switches it on again."""
+    _show(_call("PATCH", _path(token), url, json={"active": False}).json(), as_json, _token_facts)
+
+
+@token_cli.command()
+def activate(token: TokenArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Switch an access token on."""
+    _show(_call("PATCH", _path(token), url, json={"active": True}).json(), as_json, _token_facts)
+
+
+@token_cli.command()
+def rotate(
+    token: TokenArgument,
+    overlap: Annotated[
+        int, typer.Option("--overlap", min=0, max=604_800, help="Seconds the old secret stays valid.")
+    ] = 3600,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give an access token a new secret, which is shown this once, and another 90 days."""
+    _show(_call("POST", f"{_path(token)}/rotate", url, json={"overlap": overlap}).json(), as_json, _secret_once)
+
+
+@token_cli.command()
+def delete(token: TokenArgument, url: UrlOption = None) -> None:
+    """Delete an access token for good; the audit trail keeps it."""
+    _call("DELETE", _path(token), url)
+
+
+def audit(
+    chain: Annotated[int | None, typer.Option("--chain", help="Only this chain.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only this, such as token.created.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Only from this time on: ISO 8601.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="How many, at most.")] = 50,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who changed what, and which calls were refused; newest first."""
+    query = {"chain": chain, "action": action, "since": since}
+    _show(_pages("/audit", url, query, limit=limit), as_json, _audit_table)
+
+
+# --- calling -------------------------------------------------------------------------------------------
+
+
+def _call(method: str, path: str, url: str | None, **request: Any) -> Any:
+    """The answer of the adapter; what it refuses ends the command with one line."""
+    import httpx  # noqa: PLC0415
+
+    settings = load(url=url)
+    base = settings.url or settings.local_url
+    headers = {"Authorization": f"Bearer {_credential(settings)}"}
+    try:
+        # A proxy may be on the way to an adapter elsewhere, not to the one on this machine.
+        with httpx.Client(base_url=base, timeout=PATIENCE, trust_env=settings.url is not None) as client:
+            answer = client.request(method, path, headers=headers, **request)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _fail(f"no answer from {base}: {str(error) or type(error).__name__}")
+    if not answer.is_success:
+        _fail(_complaint(answer))
+    return answer
+
+
+def _pages(path: str, url: str | None, query: dict[str, Any], *, limit: int | None) -> list[Any]:
+    """The rows of a list, page by page; ``limit`` None: all."""
+    given = {name: value for name, value in query.items() if value is not None}
+    found: list[Any] = []
+    while limit is None or len(found) < limit:
+        size = 1000 if limit is None else min(1000, limit - len(found))
+        page = _call("GET", path, url, params={**given, "limit": size, "offset": len(found)}).json()
+        found += page
+        if len(page) < size:
+            break
+    return found
+
+
+def _credential(settings: Settings) -> str:
+    """``ID:SECRET`` to call with: the configured one, else the first token of the installation on this machine."""
+    if settings.token is not None:
+        return settings.token.get_secret_value()
+    try:
+        return settings.token_path.read_text().strip()
+    except OSError:
+        _fail(f"no access token: set RUNWIRE_TOKEN to ID:SECRET ({settings.token_path} cannot be read)")
+
+
+def _complaint(answer: Any) -> str:
+    """What a problem says, in one line."""
+    try:
+        problem = answer.json()
+        detail = str(problem["detail"])
+    except (ValueError, LookupError, TypeError):
+        return f"the adapter answered {answer.status_code} {answer.reason_phrase}"
+    fields = [f"{e.get('pointer') or e.get('parameter') or 'body'}: {e['detail']}" for e in problem.get("errors", ())]
+    return " ".join([detail, "; ".join(fields)]).strip()
+
+
+def _create_as_operator(kind: str, levels: dict[str, str], desc: str, expires: Any) -> dict[str, Any]:
+    """A token made by whoever holds the broker's password; as the API answers it."""
+    import asyncio  # noqa: PLC0415
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from runwire.domain import access  # noqa: PLC0415
+    from runwire.http.access_tokens import token_view  # noqa: PLC0415
+
+    token_id, secret = access.new_credential()
+    token = access.create_token(
+        token_id,
+        secret,
+        kind=access.TokenKind(kind),
+        levels={_number(chain): access.AccessLevel[level.upper()] for chain, level in levels.items()},
+        by=access.OPERATOR,
+        now=datetime.now(UTC),
+        expires=expires,
+        desc=desc,
+    )
+    asyncio.run(_store(token))
+    return token_view(token, token.levels) | {"secret": secret, "token": f"{token_id}:{secret}"}
+
+
+async def _store(token: Any) -> None:
+    from nats.js.errors import Error as JetStreamError  # noqa: PLC0415
+
+    from runwire.domain.errors import NotAccepted  # noqa: PLC0415
+    from runwire.embedded import with_running_broker  # noqa: PLC0415
+    from runwire.messaging import tokens  # noqa: PLC0415
+    from runwire.messaging.broker import Bus  # noqa: PLC0415
+
+    bus = Bus(with_running_broker(load()), "runwire token")
+    await bus.connect()
+    try:
+        await tokens.create_surely(bus, token)
+    except NotAccepted as error:
+        _fail(str(error))
+    except JetStreamError as error:
+        _fail(f"the broker at {bus.address} has no access tokens yet, start an adapter first ({error})")
+    finally:
+        await bus.nc.close()
+
+
+def _grant(text: str, level: str) -> tuple[str, str]:
+    """``CHAIN`` or ``CHAIN=LEVEL`` -> (chain, level)."""
+    chain, _, own = text.partition("=")
+    wanted = own or level
+    if wanted not in {"viewer", "operator", "manager"}:
+        _fail(f"{wanted!r} is no access level: viewer, operator or manager")
+    return str(_number(chain)), wanted
+
+
+def _number(chain: str) -> int:
+    from runwire.domain.task import MAX_ID  # noqa: PLC0415
+
+    if not (chain.isascii() and chain.isdecimal()) or not 1 <= int(chain[:20]) <= MAX_ID:
+        _fail(f"{chain!r} is no chain: a positive integer")
+    return int(chain)
+
+
+def _path(token: str) -> str:
+    return f"/access_tokens/{quote(token, safe='')}"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"runwire: {' '.join(message.split())}", err=True)
+    raise typer.Exit(1)
+
+
+# --- showing -------------------------------------------------------------------------------------------
+
+
+def _show(answer: Any, as_json: bool, draw: Callable[[Console, Any], None]) -> None:
+    import json  # noqa: PLC0415
+
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    draw(console, answer)
+
+
+def _secret_once(console: Console, token: Any) -> None:
+    console.print(token["token"], soft_wrap=True, style="bold")
+    console.print("That is the access token. Its secret is shown this once: keep it now.", style="dim")
+    console.print()
+    _token_facts(console, token)
+
+
+def _token_facts(console: Console, token: Any) -> None:
+    facts = [
+        ("id", token["id"]),
+        ("kind", token["kind"]),
+        ("reaches", _reach(token)),
+        ("desc", token["desc"] or "-"),
+        ("state", _state(token)),
+        ("created", token["created"]),
+        ("expires", token["expires"] or "never"),
+        ("last used", token["last_used"] or "never"),
+        ("changed", f"{token['changed']} {token['change']} by {token['by']}"),
+    ]
+    if token["previous_until"]:
+        facts.insert(7, ("old secret", f"valid until {token['previous_until']}"))
+    _draw(console, None, facts)
+
+
+def _token_table(console: Console, tokens: Any) -> None:
+    rows = [
+        (t["id"], t["kind"], _reach(t), _state(t), t["expires"] or "never", t["last_used"] or "never", t["desc"])
+        for t in tokens
+    ]
+    _draw(console, ("ID", "KIND", "REACHES", "STATE", "EXPIRES", "LAST USED", "DESC"), rows)
+
+
+def _audit_table(console: Console, rows: Any) -> None:
+    shown = [
+        (
+            row["date"],
+            str(row["chain"]),
+            row["action"],
+            row["subject"],
+            row["by"],
+            ", ".join(f"{name} {value}" for name, value in row["detail"].items() if value is not None),
+        )
+        for row in rows
+    ]
+    _draw(console, ("DATE", "CHAIN", "ACTION", "SUBJECT", "BY", "DETAIL"), shown)
+
+
+def _reach(token: Any) -> str:
+    return ", ".join(f"{chain} {level}" for chain, level in token["levels"].items())
+
+
+def _state(token: Any) -> str:
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    if token["deleted"]:
+        return f"deleted {token['deleted']}"
+    if not token["active"]:
+        return "inactive"
+    if token["expires"] and datetime.fromisoformat(token["expires"]) <= datetime.now(UTC):
+        return "expired"
+    return "active"
+
+
+def _draw(console: Console, head: Iterable[str] | None, rows: Iterable[tuple[str, ...]]) -> None:
+    """Aligned columns; the first stays whole however narrow the terminal is."""
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, show_header=head is not None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    shown = [tuple(_printable(cell) for cell in row) for row in rows]
+    for number, title in enumerate(head or [""] * len(shown[0])):
+        table.add_column(title, no_wrap=number == 0, overflow="fold")
+    for row in shown:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def _printable(text: str) -> str:
+    """Without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
