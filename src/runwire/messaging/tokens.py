@@ -15,9 +15,10 @@ from datetime import datetime
 
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from pydantic import ValidationError
 
 from runwire.domain.access import AccessToken
-from runwire.domain.errors import NotAccepted
+from runwire.domain.errors import NotAccepted, Undecodable
 from runwire.domain.task import whole_seconds
 from runwire.messaging import subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -100,6 +101,14 @@ async def last_use(bus: Bus, token_id: str) -> datetime | None:
         return datetime.fromisoformat(((await bucket.get(token_id)).value or b"").decode())
     except KeyNotFoundError:
         return None
+
+
+def decode(payload: bytes) -> AccessToken:
+    """The token in an entry of the bucket. Raises Undecodable."""
+    try:
+        return AccessToken.model_validate_json(payload)
+    except ValidationError as invalid:
+        raise Undecodable(str(invalid.errors(include_url=False, include_input=False)[0]["msg"])) from None
 
 
 class Uses:

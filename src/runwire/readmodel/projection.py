@@ -15,6 +15,7 @@ from typing import Any
 
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.task import FINAL
+from runwire.readmodel import audit
 
 LARGEST_STATEMENT = 512
 """Rows staged by one statement, at most; always a power of two, so that few statements are ever prepared."""
@@ -107,6 +108,7 @@ def clear(connection: sqlite3.Connection, *, stream: str, tables: Iterable[str])
     """Forget everything that came of a stream: these tables hold nothing else."""
     for table in tables:
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
+    audit.clear(connection, stream=stream)
     connection.execute("DELETE FROM position WHERE stream = ?", (stream,))
 
 

@@ -1,4 +1,4 @@
-"""EVENTS and LOGS -> batches -> rows -> whoever waits.
+"""Streams -> batches -> rows -> whoever waits.
 
 Each stream is read by a pull consumer of this adapter's own that begins right after the stored position.
 Whatever has arrived is applied in one transaction together with the new position; after the commit the
@@ -14,7 +14,9 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -25,11 +27,13 @@ from nats.js.errors import Error as JetStreamError
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.run import Run
-from runwire.messaging import codec, streams, subjects
+from runwire.messaging import audit as refusals
+from runwire.messaging import codec, streams, subjects, tokens
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.place import place_of
 from runwire.messaging.pull import Puller
-from runwire.readmodel import projection
+from runwire.readmodel import audit, projection
+from runwire.readmodel.audit import AuditRow
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projection import EventRecord, LogRecord
@@ -55,8 +59,8 @@ class Source:
     """(message, its sequence) -> record; None: it is garbled, and left out."""
     apply: Callable[[sqlite3.Connection, list[Any]], None]
     """Brings the rows up to date with some records, within a transaction."""
-    tables: tuple[str, ...]
-    """What comes of this stream alone."""
+    tables: tuple[str, ...] = ()
+    """What comes of this stream alone; rows of the audit trail beside."""
     identity: str = ""
     """When the stream was created."""
     committed: int = 0
@@ -86,7 +90,7 @@ class Projector:
             subjects.EVENTS,
             subjects.ALL_EVENTS,
             decode=_event,
-            apply=lambda connection, records: projection.apply_events(connection, records, history=history),
+            apply=partial(_apply_events, history=history),
             tables=("task", "tally", "run", "deleted"),
         )
         self._logs = Source(
@@ -96,7 +100,12 @@ class Projector:
             apply=lambda connection, lines: projection.apply_logs(connection, lines, lines=streams.LOG_LINES_PER_TASK),
             tables=("log",),
         )
-        self._sources = (self._events, self._logs)
+        self._sources = (
+            self._events,
+            self._logs,
+            Source(subjects.TOKENS_STREAM, subjects.ALL_TOKENS, decode=_token_version, apply=_apply_audit),
+            Source(subjects.AUDIT, subjects.ALL_AUDIT, decode=_refusal, apply=_apply_audit),
+        )
         """In the order in which a transaction applies them."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -296,3 +305,31 @@ def _log_line(message: Msg, sequence: int) -> LogRecord | None:
         log.error("skipped a log line on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
         return None
     return LogRecord(sequence, task, entry.run, message.data)
+
+
+def _token_version(message: Msg, sequence: int) -> list[AuditRow] | None:
+    if not message.data:  # an operator has purged the key with a tool of the broker's
+        return None
+    try:
+        return audit.rows_of_token(tokens.decode(message.data), sequence)
+    except Undecodable as undecodable:
+        log.error("skipped a token on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
+        return None
+
+
+def _refusal(message: Msg, sequence: int) -> list[AuditRow] | None:
+    try:
+        return audit.rows_of_refusal(refusals.decode(message.data), sequence)
+    except Undecodable as undecodable:
+        log.error("skipped a refusal on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
+        return None
+
+
+def _apply_events(connection: sqlite3.Connection, records: list[EventRecord], *, history: int) -> None:
+    projection.apply_events(connection, records, history=history)
+    told = [audit.rows_of_document(record.document, record.sequence, record.headers) for record in records]
+    _apply_audit(connection, told)
+
+
+def _apply_audit(connection: sqlite3.Connection, told: list[list[AuditRow]]) -> None:
+    audit.apply(connection, chain.from_iterable(told), now=datetime.now(UTC))

@@ -1,0 +1,248 @@
+"""The audit trail: who changed what, and which calls were refused. Rows of three streams, nothing written twice.
+
+::
+
+    EVENTS             task.created task.edited task.deleted task.cancelled
+    KV_runwire-tokens  token.created token.edited token.deactivated token.activated token.rotated token.deleted
+    AUDIT              call.refused
+
+Each is told to the managers of the chain it happened in; what a token reaches elsewhere is not told. The trail goes
+back AUDIT_DAYS, as far as the streams still hold it when it is rebuilt.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from runwire.domain.access import OPERATOR, AccessToken
+from runwire.domain.lifecycle import Change, Document
+from runwire.domain.run import ErrorCode
+from runwire.messaging import subjects
+from runwire.messaging.audit import Refusal
+from runwire.messaging.streams import AUDIT_DAYS, TOKEN_HISTORY
+from runwire.readmodel.database import Database
+
+DONE_TO_TASKS = {
+    Change.CREATED: "task.created",
+    Change.EDITED: "task.edited",
+    Change.DELETED: "task.deleted",
+}
+"""Changes that somebody asked for; a run's course is no matter of the trail, unless it was cancelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """One thing that happened in a chain."""
+
+    stream: str
+    sequence: int
+    """Of the message that tells of it."""
+    chain: int
+    date: datetime
+    by: str
+    """Id of an access token, or ``operator``."""
+    action: str
+    subject: str
+    """What it was done to: a path of the API."""
+    detail: Mapping[str, Any]
+    """JSON-ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFilter:
+    """Which rows a list holds. None: whatever it is."""
+
+    chains: tuple[int, ...]
+    action: str | None = None
+    since: datetime | None = None
+
+
+class Trail:
+    """Queries over the audit trail."""
+
+    def __init__(self, database: Database) -> None:
+        """Over an open read model."""
+        self._database = database
+
+    async def page(self, which: AuditFilter, *, limit: int, offset: int, now: datetime) -> tuple[list[AuditRow], int]:
+        """A page of rows, newest first, and how many there are in all."""
+        return await self._database.read(lambda connection: page(connection, which, limit, offset, now))
+
+
+# --- messages -> rows ----------------------------------------------------------------------------------
+
+
+def rows_of_document(document: Document, sequence: int, headers: Mapping[str, str]) -> list[AuditRow]:
+    """What an event tells: most tell nothing. ``headers``: its CloudEvents attributes."""
+    action = DONE_TO_TASKS.get(document.change) or _cancelled(document)
+    if action is None:
+        return []
+    task = document.task
+    detail: dict[str, Any] = {"version": task.version, "target": task.target.action}
+    if action == "task.cancelled" and document.run is not None:
+        detail["run"] = document.run.id
+    return [
+        AuditRow(
+            stream=subjects.EVENTS,
+            sequence=sequence,
+            chain=task.chain,
+            date=_time(headers.get("ce-time")) or task.state.last_modified,
+            by=document.by or OPERATOR,
+            action=action,
+            subject=f"/tasks/{task.id}",
+            detail=detail,
+        )
+    ]
+
+
+def rows_of_token(token: AccessToken, sequence: int) -> list[AuditRow]:
+    """What a version of a token tells, each chain for itself."""
+    detail: dict[str, Any] = {"kind": token.kind.value, "expires": _written(token.expires)}
+    if token.previous is not None:
+        detail["old_secret_until"] = _written(token.previous.until)
+    return [
+        AuditRow(
+            stream=subjects.TOKENS_STREAM,
+            sequence=sequence,
+            chain=chain,
+            date=token.changed or token.created,
+            by=token.by,
+            action=f"token.{token.change.value}",
+            subject=f"/access_tokens/{token.id}",
+            detail={"level": level.name.lower(), **detail},
+        )
+        for chain, level in sorted(token.levels.items())
+    ]
+
+
+def rows_of_refusal(refusal: Refusal, sequence: int) -> list[AuditRow]:
+    """What a message of AUDIT tells."""
+    return [
+        AuditRow(
+            stream=subjects.AUDIT,
+            sequence=sequence,
+            chain=refusal.chain,
+            date=refusal.last,
+            by=refusal.token,
+            action="call.refused",
+            subject=refusal.route,
+            detail={
+                "method": refusal.method,
+                "code": refusal.code,
+                "count": refusal.count,
+                "first": _written(refusal.first),
+                "last": _written(refusal.last),
+            },
+        )
+    ]
+
+
+def _cancelled(document: Document) -> str | None:
+    run = document.run
+    if document.change is not Change.CONCLUDED or document.by is None or run is None or run.error is None:
+        return None
+    return "task.cancelled" if run.error.code == ErrorCode.CANCELLED else None
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+
+
+def _written(time: datetime | None) -> str | None:
+    return None if time is None else f"{time.astimezone(UTC).isoformat()[:19]}Z"
+
+
+# --- rows and SQL: plain functions over a connection ---------------------------------------------------
+
+
+def apply(connection: sqlite3.Connection, rows: Iterable[AuditRow], *, now: datetime) -> None:
+    """Add these rows, and forget what is over its time; may be repeated."""
+    oldest = _milliseconds(now - timedelta(days=AUDIT_DAYS))
+    fresh = [row for row in rows if _milliseconds(row.date) >= oldest]
+    if not fresh:
+        return
+    connection.executemany(
+        "INSERT OR REPLACE INTO audit (stream, sequence, chain, date, actor, action, subject, detail) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            (
+                row.stream,
+                row.sequence,
+                row.chain,
+                _milliseconds(row.date),
+                row.by,
+                row.action,
+                row.subject,
+                json.dumps(row.detail),
+            )
+            for row in fresh
+        ),
+    )
+    connection.execute("DELETE FROM audit WHERE date < ?", (oldest,))
+    for subject in {row.subject for row in fresh if row.stream == subjects.TOKENS_STREAM}:
+        _keep_newest_versions(connection, subject)
+
+
+def clear(connection: sqlite3.Connection, *, stream: str) -> None:
+    """Forget what came of a stream."""
+    connection.execute("DELETE FROM audit WHERE stream = ?", (stream,))
+
+
+def page(
+    connection: sqlite3.Connection, which: AuditFilter, limit: int, offset: int, now: datetime
+) -> tuple[list[AuditRow], int]:
+    """A page of rows, newest first, and how many there are in all."""
+    oldest = now - timedelta(days=AUDIT_DAYS)
+    since = _milliseconds(max(oldest, which.since) if which.since else oldest)
+    where, values = "chain = ? AND date >= ?", [since]
+    if which.action is not None:
+        where, values = f"{where} AND action = ?", [since, which.action]  # type: ignore[list-item]
+    total = 0
+    for chain in which.chains:
+        total += connection.execute(f"SELECT count(*) FROM audit WHERE {where}", (chain, *values)).fetchone()[0]  # noqa: S608 - conditions of ours, values bound
+    order = "ORDER BY date DESC, stream DESC, sequence DESC LIMIT ?"
+    # Each chain's newest by its index, then the newest of those: one condition on all chains would sort every row.
+    newest = " UNION ALL ".join(f"SELECT * FROM (SELECT * FROM audit WHERE {where} {order})" for _ in which.chains)  # noqa: S608 - as above
+    bound = [value for chain in which.chains for value in (chain, *values, offset + limit)]
+    rows = connection.execute(
+        f"SELECT stream, sequence, chain, date, actor, action, subject, detail FROM ({newest}) {order} OFFSET ?",  # noqa: S608 - as above
+        (*bound, limit, offset),
+    ).fetchall()
+    return [_row(*row) for row in rows], total
+
+
+def _keep_newest_versions(connection: sqlite3.Connection, subject: str) -> None:
+    """Of a token's changes as many as the bucket keeps."""
+    its = f"stream = '{subjects.TOKENS_STREAM}' AND subject = ?"
+    connection.execute(
+        f"DELETE FROM audit WHERE {its} AND sequence <= (SELECT sequence FROM "  # noqa: S608 - text of ours
+        f"(SELECT DISTINCT sequence FROM audit WHERE {its}) ORDER BY sequence DESC LIMIT 1 OFFSET ?)",
+        (subject, subject, TOKEN_HISTORY),
+    )
+
+
+def _row(
+    stream: str, sequence: int, chain: int, date: int, actor: str, action: str, subject: str, detail: str
+) -> AuditRow:
+    return AuditRow(
+        stream=stream,
+        sequence=sequence,
+        chain=chain,
+        date=datetime.fromtimestamp(date / 1000, UTC),
+        by=actor,
+        action=action,
+        subject=subject,
+        detail=json.loads(detail),
+    )
+
+
+def _milliseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
