@@ -30,9 +30,11 @@ from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
 from runwire.http.protocol import GuardedProtocol
 from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, janitor, site, streams, subjects
+from runwire.messaging.audit import Refusals
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.tokens import Uses
 from runwire.process import calm_garbage_collector, notify_ready
+from runwire.readmodel.audit import Trail
 from runwire.readmodel.database import Database, open_database
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.heads import Heads
@@ -47,6 +49,8 @@ PRESSURE_INTERVAL = 2.0
 """Seconds between two looks at how full the streams are."""
 PROGRESS_INTERVAL = 2.0
 """Seconds between two lines about a read model that is catching up."""
+LAST_WORDS = 2.0
+"""Seconds that a stopping adapter gives the broker to take what is only in memory."""
 UNREAD_TIMEOUT = 60
 """Seconds a client may leave what was sent to it unread before the system cuts the connection."""
 SPARE_FILES = 1000
@@ -148,8 +152,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     projector.listeners.append(feed.publish)
     rates = Rates(settings) if settings.rate_per_token or settings.rate_per_chain else None
     most = settings.max_outstanding_per_chain
-    uses = Uses(bus)
-    stack.push_async_callback(_write_uses, uses)
+    uses, refusals = Uses(bus), Refusals(bus)
+    stack.push_async_callback(_write_the_rest, uses, refusals)
     services = Services(
         settings=settings,
         bus=bus,
@@ -159,6 +163,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         feed=feed,
         authenticate=CountingAuthenticator(bus, uses, rates=rates) if rates else Authenticator(bus, uses),
         uses=uses,
+        trail=Trail(database),
+        refusals=refusals,
         checks=lambda: _checks(services, projector),
         server_key=server_key,
         rates=rates,
@@ -167,7 +173,9 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     )
     _watch_dead_letters(services)
     await bus.broker.start()
-    for chore in (_watch_pressure(services), janitor.keep_swept(bus), uses.keep_written()):
+    for chore in (
+        _watch_pressure(services), janitor.keep_swept(bus), uses.keep_written(), refusals.keep_written(),
+    ):  # fmt: skip
         stack.callback(asyncio.create_task(chore).cancel)
     log.info("adapter ready on %s", settings.http_url, extra={"action": "ready"})
     return services
@@ -203,10 +211,12 @@ def _watch_dead_letters(services: Services) -> None:
             services.waiters.gone(task, letter.run, TaskNotFound(letter.detail))
 
 
-async def _write_uses(uses: Uses) -> None:
-    """What is not written yet when the adapter stops."""
+async def _write_the_rest(uses: Uses, refusals: Refusals) -> None:
+    """What is only in memory when the adapter stops, if the broker takes it soon."""
     with suppress(*UNAVAILABLE, JetStreamError):
-        await uses.write(everything=True)
+        async with asyncio.timeout(LAST_WORDS):
+            await refusals.write()
+            await uses.write(everything=True)
 
 
 async def _watch_pressure(services: Services) -> None:

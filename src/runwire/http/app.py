@@ -10,8 +10,10 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from runwire.domain.errors import RequestError
 from runwire.http import (
     access_tokens,
+    audit,
     cancel,
     downloads,
     edit,
@@ -38,6 +40,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *streams.ENDPOINTS,
     *downloads.ENDPOINTS,
     *access_tokens.ENDPOINTS,
+    *audit.ENDPOINTS,
     *health.ENDPOINTS,
     *problem_pages.ENDPOINTS,
 )
@@ -47,12 +50,18 @@ SUMMARY = "Runs tasks on demand over a message bus and answers with what became 
 class _Dispatch:
     """The methods of one path, as a bare ASGI app: FastAPI's own way to an endpoint costs 0.16 to 0.2 ms of CPU."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
+        self._path = path
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self._handlers["GET" if scope["method"] == "HEAD" else scope["method"]]
-        response = await handler(Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        try:
+            response = await handler(request)
+        except RequestError as error:
+            audit.note_refusal(request, self._path, error)
+            raise
         response.headers.update(limits.headers())
         await response(scope, receive, send)
 
@@ -76,7 +85,7 @@ def build_app(lifespan: Lifespan, *, version: str) -> FastAPI:
     # What is called most is tried first.
     for path in sorted(paths, key=lambda path: path != execute.PATH):
         handlers = paths[path]
-        app.router.routes.append(Route(path, _Dispatch(handlers), methods=list(handlers)))
+        app.router.routes.append(Route(path, _Dispatch(path, handlers), methods=list(handlers)))
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 

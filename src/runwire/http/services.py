@@ -13,8 +13,10 @@ from runwire.artifacts import Links
 from runwire.http.auth import Authenticator
 from runwire.http.limits import Outstanding, Rates
 from runwire.http.lines import Lines
+from runwire.messaging.audit import Refusals
 from runwire.messaging.broker import Bus
 from runwire.messaging.tokens import Uses
+from runwire.readmodel.audit import Trail
 from runwire.readmodel.feed import Feed
 from runwire.readmodel.reader import Reader
 from runwire.readmodel.waiters import Milestones, Waiters
@@ -50,6 +52,8 @@ class Services:
     feed: Feed
     authenticate: Authenticator
     uses: Uses
+    trail: Trail
+    refusals: Refusals
     checks: Callable[[], dict[str, str | None]]
     """Name of each readiness check -> what is wrong; None: nothing."""
     server_key: bytes
