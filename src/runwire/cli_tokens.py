@@ -28,8 +28,10 @@ DescOption = Annotated[str, typer.Option("--desc", help="What it is for.")]
 
 PATIENCE = 30
 """Seconds an adapter may take to answer."""
-WIDE = 200
-"""Columns of what is written to a file or a pipe."""
+WIDE = 10_000
+"""Columns to draw on: a line that is too long for a terminal is broken by it, and stays one line in a pipe."""
+MOST_SHOWN = 3
+"""Chains of a token that a list names."""
 
 
 @token_cli.command()
@@ -268,14 +270,11 @@ def _show(answer: Any, as_json: bool, draw: Callable[[Console, Any], None]) -> N
         return
     from rich.console import Console  # noqa: PLC0415
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = WIDE
-    draw(console, answer)
+    draw(Console(highlight=False, markup=False, emoji=False, width=WIDE), answer)
 
 
 def _secret_once(console: Console, token: Any) -> None:
-    console.print(token["token"], soft_wrap=True, style="bold")
+    console.print(token["token"], style="bold")
     console.print("That is the access token. Its secret is shown this once: keep it now.", style="dim")
     console.print()
     _token_facts(console, token)
@@ -300,29 +299,40 @@ def _token_facts(console: Console, token: Any) -> None:
 
 def _token_table(console: Console, tokens: Any) -> None:
     rows = [
-        (t["id"], t["kind"], _reach(t), _state(t), t["expires"] or "never", t["last_used"] or "never", t["desc"])
-        for t in tokens
+        (
+            token["id"],
+            token["kind"],
+            _reach(token, MOST_SHOWN),
+            _state(token),
+            (token["expires"] or "never")[: len("2026-05-26")],
+            (token["last_used"] or "never")[: len("2026-05-26T14:35")].replace("T", " "),
+            token["desc"],
+        )
+        for token in tokens
     ]
     _draw(console, ("ID", "KIND", "REACHES", "STATE", "EXPIRES", "LAST USED", "DESC"), rows)
 
 
 def _audit_table(console: Console, rows: Any) -> None:
-    shown = [
-        (
-            row["date"],
-            str(row["chain"]),
-            row["action"],
-            row["subject"],
-            row["by"],
-            ", ".join(f"{name} {value}" for name, value in row["detail"].items() if value is not None),
-        )
-        for row in rows
-    ]
-    _draw(console, ("DATE", "CHAIN", "ACTION", "SUBJECT", "BY", "DETAIL"), shown)
+    shown = [(row["date"], str(row["chain"]), row["action"], *_what(row), row["by"]) for row in rows]
+    _draw(console, ("DATE", "CHAIN", "ACTION", "SUBJECT", "DETAIL", "BY"), shown)
 
 
-def _reach(token: Any) -> str:
-    return ", ".join(f"{chain} {level}" for chain, level in token["levels"].items())
+def _what(row: Any) -> tuple[str, str]:
+    """What a row of the audit trail is about, and what is worth knowing of it."""
+    detail = row["detail"]
+    if row["action"] == "call.refused":
+        times = "" if detail["count"] == 1 else f", {detail['count']} times since {detail['first']}"
+        return f"{detail['method']} {row['subject']}", f"{detail['code']}{times}"
+    facts = (f"{name.replace('_', ' ')} {value}" for name, value in detail.items() if value is not None)
+    return row["subject"], ", ".join(facts)
+
+
+def _reach(token: Any, most: int | None = None) -> str:
+    """The token's chains and levels, the first ``most`` of them."""
+    named = [f"{chain} {level}" for chain, level in token["levels"].items()]
+    more = len(named) - len(named[:most])
+    return ", ".join(named[:most]) + (f" and {more} more" if more else "")
 
 
 def _state(token: Any) -> str:
@@ -338,17 +348,18 @@ def _state(token: Any) -> str:
 
 
 def _draw(console: Console, head: Iterable[str] | None, rows: Iterable[tuple[str, ...]]) -> None:
-    """Aligned columns; the first stays whole however narrow the terminal is."""
+    """Aligned columns, one line a row."""
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, show_header=head is not None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    shown = [tuple(_printable(cell) for cell in row) for row in rows]
-    for number, title in enumerate(head or [""] * len(shown[0])):
-        table.add_column(title, no_wrap=number == 0, overflow="fold")
-    for row in shown:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    for title in head or ("", ""):
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    with console.capture() as drawn:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 def _printable(text: str) -> str:

@@ -46,7 +46,7 @@ from runwire.http.endpoint import Answer, Endpoint, path_parameter
 from runwire.http.json_body import parse_json
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, parse_query
-from runwire.http.schemas import Instant, instant, json_bytes
+from runwire.http.schemas import NO_NUL, Instant, instant, json_bytes
 from runwire.http.services import Services, services
 from runwire.messaging import tokens
 
@@ -88,7 +88,7 @@ class Grant(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    desc: Annotated[str, Field(max_length=LONGEST_DESC, description="What it is for.")] = ""
+    desc: Annotated[str, Field(max_length=LONGEST_DESC, description="What it is for.", json_schema_extra=NO_NUL)] = ""
     expires: Expiry = None
 
     @field_validator("desc")
@@ -141,7 +141,10 @@ class AccessTokenPatch(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"active": False}]})
 
     active: Annotated[Annotated[bool, Strict()] | None, Field(description="false: it opens nothing.")] = None
-    desc: Annotated[Annotated[str, Field(max_length=LONGEST_DESC)] | None, Field(description="What it is for.")] = None
+    desc: Annotated[
+        Annotated[str, Field(max_length=LONGEST_DESC, json_schema_extra=NO_NUL)] | None,
+        Field(description="What it is for."),
+    ] = None
 
     @field_validator("desc")
     @classmethod

@@ -55,7 +55,9 @@ def _written(value: object) -> object:
     return value
 
 
-Text = Annotated[str, Field(max_length=2000, json_schema_extra={"pattern": r"^[^\x00]*$"})]
+NO_NUL: dict[str, Any] = {"pattern": r"^[^\x00]*$"}
+"""For the documentation of a text; what refuses one with NUL says so in words."""
+Text = Annotated[str, Field(max_length=2000, json_schema_extra=NO_NUL)]
 """What a person wrote."""
 Instant = Annotated[AwareDatetime, BeforeValidator(_written)]
 """A time as a body may give it: ISO 8601 with date, time and offset; fractions are welcome."""
