@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from nats.js.kv import KeyValue
 
 from runwire.domain import access
 from runwire.domain.access import AccessLevel, Principal, TokenKind
@@ -104,6 +105,7 @@ async def test_an_admin_token_has_a_level_per_chain_and_an_end_of_its_own(http: 
         ({"kind": "privileged", "chain": CHAIN, "level": "owner"}, "/level"),
         ({"kind": "privileged"}, "/chain"),
         ({"kind": "privileged", "chain": CHAIN, "expires": "2020-01-01T00:00:00Z"}, "/expires"),
+        ({"kind": "privileged", "chain": CHAIN, "expires": "9999-12-31T23:59:59-23:59"}, "/expires"),
         ({"kind": "privileged", "chain": CHAIN, "expires": 99999999999}, "/expires"),
         ({"kind": "privileged", "chain": CHAIN, "desc": "x" * 501}, "/desc"),
         ({"kind": "privileged", "chain": CHAIN, "desc": "\x00"}, "/desc"),
@@ -326,6 +328,35 @@ async def test_of_many_changes_at_once_each_is_made_on_top_of_the_other(http: ht
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     stored = await tokens.get(bus, made["id"])
     assert (stored.active, stored.desc, stored.digest) == (False, "one", access.digest(answers[2].json()["secret"]))
+
+
+class Forgetful:
+    """A bucket whose next acknowledgement is lost on the way."""
+
+    def __init__(self, bucket: KeyValue) -> None:
+        self._bucket = bucket
+        self.lost = 0
+
+    async def get(self, key: str) -> KeyValue.Entry:
+        return await self._bucket.get(key)
+
+    async def update(self, key: str, value: bytes, last: int) -> int:
+        revision = await self._bucket.update(key, value, last=last)
+        if not self.lost:
+            self.lost += 1
+            raise TimeoutError
+        return revision
+
+
+async def test_a_change_whose_acknowledgement_was_lost_is_made_once(bus: Bus) -> None:
+    await hold(bus, "t", c1=AccessLevel.VIEWER)
+    forgetful = Forgetful(await bus.bucket(subjects.TOKENS_BUCKET))
+    bus._buckets[subjects.TOKENS_BUCKET] = forgetful
+    now = datetime.now(UTC)
+    changed = await tokens.change(bus, "t", lambda token: access.describe(token, "new", by="ada", now=now))
+    assert forgetful.lost == 1
+    assert (changed.desc, changed.by) == ("new", "ada")
+    assert (await bus.js.stream_info(subjects.TOKENS_STREAM)).state.messages == 2
 
 
 # --- everywhere, soon ------------------------------------------------------------------------------------

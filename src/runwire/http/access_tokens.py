@@ -40,7 +40,7 @@ from runwire.domain.errors import (
     OwnToken,
     TokenNotFound,
 )
-from runwire.domain.task import INTEGRAL, MAX_ID, ChainId
+from runwire.domain.task import INTEGRAL, MAX_ID, ChainId, whole_seconds
 from runwire.http.body import read_body
 from runwire.http.endpoint import Answer, Endpoint, path_parameter
 from runwire.http.json_body import parse_json
@@ -423,12 +423,16 @@ def _refuse_own(principal: Principal, token: AccessToken, what: str) -> None:
 
 
 def _expiry(wanted: datetime | None, now: datetime) -> datetime:
-    """When the token ends. Raises InvalidFields for a time that is over."""
+    """When the token ends. Raises InvalidFields for a time that is over, or that UTC has no year for."""
     if wanted is None:
         return now + LIFETIME
-    if wanted <= now:
+    try:
+        end = whole_seconds(wanted)
+    except OverflowError:
+        raise InvalidFields([FieldError(pointer="/expires", detail="is too far away")]) from None
+    if end <= now:
         raise InvalidFields([FieldError(pointer="/expires", detail="must be in the future")])
-    return wanted
+    return end
 
 
 async def _last_used(parts: Services, token: AccessToken) -> datetime | None:
