@@ -221,6 +221,7 @@ async def test_scope_is_immutable(http: httpx.AsyncClient) -> None:
 async def test_a_token_is_switched_off_and_on_and_described_anew(http: httpx.AsyncClient) -> None:
     made = await make(http)
     path = f"/access_tokens/{made['id']}"
+    assert (await http.get("/tasks", headers=bearer(made))).status_code == 200
     off = await http.patch(path, json={"active": False})
     assert (off.status_code, off.json()["active"], off.json()["change"]) == (200, False, "deactivated")
     assert code(await http.get("/tasks", headers=bearer(made))) == (401, "unauthenticated")
@@ -353,9 +354,13 @@ async def test_a_change_whose_acknowledgement_was_lost_is_made_once(bus: Bus) ->
     forgetful = Forgetful(await bus.bucket(subjects.TOKENS_BUCKET))
     bus._buckets[subjects.TOKENS_BUCKET] = forgetful
     now = datetime.now(UTC)
-    changed = await tokens.change(bus, "t", lambda token: access.describe(token, "new", by="ada", now=now))
+
+    def rotated(token: access.AccessToken) -> access.AccessToken:
+        return access.rotate(token, "new", overlap=timedelta(hours=1), expires=now, by="ada", now=now)
+
+    changed = await tokens.change(bus, "t", rotated)
     assert forgetful.lost == 1
-    assert (changed.desc, changed.by) == ("new", "ada")
+    assert changed.previous.digest == access.digest("secret")
     assert (await bus.js.stream_info(subjects.TOKENS_STREAM)).state.messages == 2
 
 
@@ -368,7 +373,8 @@ async def test_a_change_holds_on_another_adapter_within_five_seconds(
     made = await make(http)
     other_settings = settings.model_copy(update={"data_dir": tmp_path / "other", "http_port": free_port()})
     async with adapter(other_settings) as other:
-        assert (await other.get("/tasks", headers=bearer(made))).status_code == 200
+        for client in (http, other):
+            assert (await client.get("/tasks", headers=bearer(made))).status_code == 200
         await http.patch(f"/access_tokens/{made['id']}", json={"active": False})
         began = asyncio.get_running_loop().time()
         assert (await http.get("/tasks", headers=bearer(made))).status_code == 401

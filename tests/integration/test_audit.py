@@ -24,7 +24,7 @@ from runwire.messaging.audit import MOST_PENDING, Refusals
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.readmodel import audit
 from runwire.readmodel.audit import AuditFilter, AuditRow, Trail
-from runwire.readmodel.database import Database, open_database
+from runwire.readmodel.database import LAYOUT, Database, open_database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.waiters import Waiters
 from runwire.settings import Settings
@@ -334,6 +334,7 @@ async def test_a_read_model_from_before_the_trail_is_read_anew(settings: Setting
     created = str((await bus.js.stream_info(subjects.EVENTS)).created)
     old.execute("INSERT INTO position VALUES ('EVENTS', ?, 1)", (created,))
     old.execute("PRAGMA user_version = 1")
+    old.execute(f"PRAGMA application_id = {LAYOUT}")
     old.commit()
     old.close()
     database = await open_database(path)
