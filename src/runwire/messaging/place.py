@@ -1,4 +1,4 @@
-"""Where a message stands in its stream and in its consumer: the two numbers that a reader in order needs.
+"""Where a message stands in its stream and in its consumer: the numbers that a reader in order needs.
 
 They are in the reply subject of every message that a consumer delivers (ADR-15), and reading just them takes a
 tenth of the time that nats-py's ``Msg.metadata`` does.
@@ -23,10 +23,12 @@ class Place(NamedTuple):
     """In the stream."""
     delivered: int
     """In the consumer: the next message is +1, or something was lost."""
+    pending: int
+    """How many the consumer had behind it when it was sent."""
 
 
 def place_of(message: Msg) -> Place:
     """Where the message stands. It has to come from a consumer."""
     parts = message.reply.split(".")
     first = 2 if len(parts) == WITHOUT_DOMAIN else 4
-    return Place(parts[first + 1], int(parts[first + 3]), int(parts[first + 4]))
+    return Place(parts[first + 1], int(parts[first + 3]), int(parts[first + 4]), int(parts[first + 6]))

@@ -66,7 +66,10 @@ class Source:
     committed: int = 0
     """Last sequence whose rows are committed."""
     target: int = 0
-    """Last sequence of the stream when it was opened: caught up from there on."""
+    """Last sequence there was to read when the stream was opened: caught up from there on.
+
+    Not always the stream's last one: what stood there may have expired or been deleted.
+    """
     consumer: str = ""
     delivered: int = 0
     """The consumer's own sequence of the last message: the next one is +1, or something was lost."""
@@ -163,6 +166,8 @@ class Projector:
                 source.delivered += 1
                 # Decoded here, so that it happens while the batch before is being written.
                 source.arrived.append((place.sequence, source.decode(message, place.sequence)))
+                if not place.pending:
+                    source.target = min(source.target, place.sequence)
             self._wake.set()
 
         return receive
@@ -187,7 +192,7 @@ class Projector:
         source.consumer = f"projector-{uuid4().hex[:12]}"
         source.delivered, source.target = 0, last
         source.arrived.clear()
-        await self._bus.js.add_consumer(
+        consumer = await self._bus.js.add_consumer(
             source.stream,
             ConsumerConfig(
                 name=source.consumer,
@@ -200,6 +205,8 @@ class Projector:
                 num_replicas=1,
             ),
         )
+        if not consumer.num_pending:
+            source.target = source.committed
         source.puller.consume(source.stream, source.consumer)
         source.stale = False
         await source.puller.request(WINDOW)
@@ -213,6 +220,7 @@ class Projector:
                     if source.stale:
                         await self._open(source)
                 await self._apply_arrived()
+                self._check_caught_up()
             except (*UNAVAILABLE, NatsError, JetStreamError) as error:
                 log.debug("waiting for the broker: %r", error, extra={"action": "projector_waits"})
                 await asyncio.sleep(0.2)
@@ -243,7 +251,6 @@ class Projector:
         for source, batch in batches:
             await self._committed(source, batch)
         self._tell(records.get(subjects.EVENTS, []))
-        self._check_caught_up()
 
     async def _committed(self, source: Source, batch: list[tuple[int, Any]]) -> None:
         source.committed = batch[-1][0]
