@@ -23,7 +23,7 @@ from runwire.messaging import events, streams, subjects, tokens
 from runwire.messaging.audit import MOST_PENDING, Refusals
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.readmodel import audit
-from runwire.readmodel.audit import AuditFilter, AuditRow, Trail
+from runwire.readmodel.audit import AuditFilter, AuditRow, Told, Trail
 from runwire.readmodel.database import LAYOUT, Database, open_database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.waiters import Waiters
@@ -292,7 +292,10 @@ async def test_no_secret_is_anywhere_but_in_its_answer(
 
 async def everything(database: Database) -> list[tuple[object, ...]]:
     return await database.read(
-        lambda connection: connection.execute("SELECT * FROM audit ORDER BY stream, sequence, chain").fetchall()
+        lambda connection: connection.execute(  # the ordinals only count
+            "SELECT stream, sequence, chain, date, actor, action, subject, detail, source FROM audit "
+            "ORDER BY stream, sequence, chain"
+        ).fetchall()
     )
 
 
@@ -346,18 +349,19 @@ async def test_a_read_model_from_before_the_trail_is_read_anew(settings: Setting
 
 
 async def test_what_is_older_than_the_trail_goes_back_is_forgotten(tmp_path: Path) -> None:
-    def row(sequence: int, date: datetime) -> AuditRow:
-        return AuditRow(
+    def told(sequence: int, date: datetime) -> Told:
+        row = AuditRow(
             stream="EVENTS", sequence=sequence, chain=1, date=date, by="t", action="task.created", subject="", detail={}
         )
+        return Told(source=f"s{sequence}", rows=[row])
 
     oldest = NOW - timedelta(days=streams.AUDIT_DAYS)
     database = await open_database(tmp_path / "trail.db")
     for now, rows in (
-        (NOW, [row(1, oldest - timedelta(seconds=1)), row(2, oldest), row(3, NOW)]),
-        (NOW + timedelta(seconds=1), [row(4, NOW)]),
+        (NOW, [told(1, oldest - timedelta(seconds=1)), told(2, oldest), told(3, NOW)]),
+        (NOW + timedelta(seconds=1), [told(4, NOW)]),
     ):
-        await database.transact(lambda connection, rows=rows, now=now: audit.apply(connection, rows, now=now))
+        await database.transact(lambda connection, rows=rows, now=now: audit.apply(connection, rows, kept=9, now=now))
         found = [found[1] for found in await everything(database)]
         assert found == ([2, 3] if now == NOW else [3, 4])
     page, total = await Trail(database).page(

@@ -38,6 +38,8 @@ MAX_CHAINS = 100_000
 """Consumers that COMMANDS may have. nats-server 2.15 takes a limit that is not given, or -1, for 1,000."""
 LOG_LINES_PER_TASK = 10_000
 LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS, AUDIT_DAYS = 30, 30, 30, 90
+REFUSALS_PER_CHAIN = 10_000
+"""Messages about refused calls that are kept for a chain: flooding one costs no other its trail."""
 TOKEN_HISTORY = 64
 """Changes of one access token that are remembered (the most a bucket can)."""
 DAY = 86_400.0
@@ -103,7 +105,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             allow_msg_ttl=True,
             allow_direct=True,
         ),
-        stream(subjects.AUDIT, subjects.ALL_AUDIT, max_age=AUDIT_DAYS * DAY),
+        stream(subjects.AUDIT, subjects.ALL_AUDIT, max_msgs_per_subject=REFUSALS_PER_CHAIN, max_age=AUDIT_DAYS * DAY),
         stream(subjects.IDS, subjects.ID_COUNTER, max_msgs_per_subject=1, allow_msg_counter=True),
     ]
 

@@ -7,14 +7,16 @@
     AUDIT              call.refused
 
 Each is told to the managers of the chain it happened in; what a token reaches elsewhere is not told. The trail goes
-back AUDIT_DAYS, as far as the streams still hold it when it is rebuilt.
+back AUDIT_DAYS, as far as the streams hold it: a stream keeps the newest so many messages of a subject, and a row goes
+when its message does, so that a rebuilt trail is the same. Messages that tell nothing are therefore counted, too, under
+the subjects that have rows; for all others that is one look into an index for a whole batch.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,7 +26,7 @@ from runwire.domain.lifecycle import Change, Document
 from runwire.domain.run import ErrorCode
 from runwire.messaging import subjects
 from runwire.messaging.audit import Refusal
-from runwire.messaging.streams import AUDIT_DAYS, TOKEN_HISTORY
+from runwire.messaging.streams import AUDIT_DAYS
 from runwire.readmodel.database import Database
 
 DONE_TO_TASKS = {
@@ -51,6 +53,15 @@ class AuditRow:
     """What it was done to: a path of the API."""
     detail: Mapping[str, Any]
     """JSON-ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A message, and the rows that come of it; mostly none."""
+
+    source: str
+    """Its subject on the broker."""
+    rows: Sequence[AuditRow]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,36 +174,40 @@ def _written(time: datetime | None) -> str | None:
 # --- rows and SQL: plain functions over a connection ---------------------------------------------------
 
 
-def apply(connection: sqlite3.Connection, rows: Iterable[AuditRow], *, now: datetime) -> None:
-    """Add these rows, and forget what is over its time; may be repeated."""
+def apply(connection: sqlite3.Connection, told: Sequence[Told], *, kept: int, now: datetime) -> None:
+    """Add what these messages of a stream tell, and forget what is over its time.
+
+    ``kept``: how many messages of a subject the stream keeps.
+    """
     oldest = _milliseconds(now - timedelta(days=AUDIT_DAYS))
-    fresh = [row for row in rows if _milliseconds(row.date) >= oldest]
-    if not fresh:
+    counts = _counts(connection, {message.source for message in told})
+    touched: set[str] = set()
+    rows = []
+    for message in told:
+        fresh = [row for row in message.rows if _milliseconds(row.date) >= oldest]
+        if fresh or message.source in counts:
+            touched.add(message.source)
+            ordinal = counts[message.source] = counts.get(message.source, 0) + 1
+            rows += [_values(row, message.source, ordinal) for row in fresh]
+    if not touched:
         return
+    connection.executemany("INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     connection.executemany(
-        "INSERT OR REPLACE INTO audit (stream, sequence, chain, date, actor, action, subject, detail) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            (
-                row.stream,
-                row.sequence,
-                row.chain,
-                _milliseconds(row.date),
-                row.by,
-                row.action,
-                row.subject,
-                json.dumps(row.detail),
-            )
-            for row in fresh
-        ),
+        "INSERT OR REPLACE INTO audited (source, messages) VALUES (?, ?)",
+        [(source, counts[source]) for source in touched],
     )
-    connection.execute("DELETE FROM audit WHERE date < ?", (oldest,))
-    for subject in {row.subject for row in fresh if row.stream == subjects.TOKENS_STREAM}:
-        _keep_newest_versions(connection, subject)
+    full = [(source, counts[source] - kept) for source in touched if counts[source] > kept]
+    connection.executemany("DELETE FROM audit WHERE source = ? AND ordinal <= ?", full)
+    expired = connection.execute("DELETE FROM audit WHERE date < ? RETURNING source", (oldest,)).fetchall()
+    connection.executemany(
+        "DELETE FROM audited WHERE source = ?1 AND NOT EXISTS (SELECT 1 FROM audit WHERE source = ?1)",
+        [(source,) for source in {source for source, *_ in (*full, *expired)}],
+    )
 
 
 def clear(connection: sqlite3.Connection, *, stream: str) -> None:
     """Forget what came of a stream."""
+    connection.execute("DELETE FROM audited WHERE source IN (SELECT source FROM audit WHERE stream = ?)", (stream,))
     connection.execute("DELETE FROM audit WHERE stream = ?", (stream,))
 
 
@@ -219,14 +234,19 @@ def page(
     return [_row(*row) for row in rows], total
 
 
-def _keep_newest_versions(connection: sqlite3.Connection, subject: str) -> None:
-    """Of a token's changes as many as the bucket keeps."""
-    its = f"stream = '{subjects.TOKENS_STREAM}' AND subject = ?"
-    connection.execute(
-        f"DELETE FROM audit WHERE {its} AND sequence <= (SELECT sequence FROM "  # noqa: S608 - text of ours
-        f"(SELECT DISTINCT sequence FROM audit WHERE {its}) ORDER BY sequence DESC LIMIT 1 OFFSET ?)",
-        (subject, subject, TOKEN_HISTORY),
+def _counts(connection: sqlite3.Connection, sources: set[str]) -> dict[str, int]:
+    """How many messages these subjects have had since the first that is told of; those that have rows only."""
+    return dict(
+        connection.execute(
+            "SELECT source, messages FROM audited WHERE source IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(sources)),),
+        ).fetchall()
     )
+
+
+def _values(row: AuditRow, source: str, ordinal: int) -> tuple[object, ...]:
+    date, detail = _milliseconds(row.date), json.dumps(row.detail)
+    return (row.stream, row.sequence, row.chain, date, row.by, row.action, row.subject, detail, source, ordinal)
 
 
 def _row(

@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -33,7 +32,7 @@ from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.place import place_of
 from runwire.messaging.pull import Puller
 from runwire.readmodel import audit, projection
-from runwire.readmodel.audit import AuditRow
+from runwire.readmodel.audit import AuditRow, Told
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projection import EventRecord, LogRecord
@@ -106,8 +105,18 @@ class Projector:
         self._sources = (
             self._events,
             self._logs,
-            Source(subjects.TOKENS_STREAM, subjects.ALL_TOKENS, decode=_token_version, apply=_apply_audit),
-            Source(subjects.AUDIT, subjects.ALL_AUDIT, decode=_refusal, apply=_apply_audit),
+            Source(
+                subjects.TOKENS_STREAM,
+                subjects.ALL_TOKENS,
+                decode=_token_version,
+                apply=partial(_apply_audit, kept=streams.TOKEN_HISTORY),
+            ),
+            Source(
+                subjects.AUDIT,
+                subjects.ALL_AUDIT,
+                decode=_refusal,
+                apply=partial(_apply_audit, kept=streams.REFUSALS_PER_CHAIN),
+            ),
         )
         """In the order in which a transaction applies them."""
         self._wake = asyncio.Event()
@@ -314,29 +323,34 @@ def _log_line(message: Msg, sequence: int) -> LogRecord | None:
     return LogRecord(sequence, task, entry.run, message.data)
 
 
-def _token_version(message: Msg, sequence: int) -> list[AuditRow] | None:
-    if not message.data:  # an operator has purged the key with a tool of the broker's
-        return None
+def _token_version(message: Msg, sequence: int) -> Told:
+    rows: list[AuditRow] = []
     try:
-        return audit.rows_of_token(tokens.decode(message.data), sequence)
+        if message.data:  # else an operator has purged the key with a tool of the broker's
+            rows = audit.rows_of_token(tokens.decode(message.data), sequence)
     except Undecodable as undecodable:
         log.error("skipped a token on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
-        return None
+    return Told(source=message.subject, rows=rows)
 
 
-def _refusal(message: Msg, sequence: int) -> list[AuditRow] | None:
+def _refusal(message: Msg, sequence: int) -> Told:
+    rows: list[AuditRow] = []
     try:
-        return audit.rows_of_refusal(refusals.decode(message.data), sequence)
+        rows = audit.rows_of_refusal(refusals.decode(message.data), sequence)
     except Undecodable as undecodable:
         log.error("skipped a refusal on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
-        return None
+    return Told(source=message.subject, rows=rows)
 
 
 def _apply_events(connection: sqlite3.Connection, records: list[EventRecord], *, history: int) -> None:
     projection.apply_events(connection, records, history=history)
-    told = [audit.rows_of_document(record.document, record.sequence, record.headers) for record in records]
-    _apply_audit(connection, told)
+    _apply_audit(connection, [_told(record) for record in records], kept=history)
 
 
-def _apply_audit(connection: sqlite3.Connection, told: list[list[AuditRow]]) -> None:
-    audit.apply(connection, chain.from_iterable(told), now=datetime.now(UTC))
+def _told(record: EventRecord) -> Told:
+    rows = audit.rows_of_document(record.document, record.sequence, record.headers)
+    return Told(source=subjects.event(record.document), rows=rows)
+
+
+def _apply_audit(connection: sqlite3.Connection, told: list[Told], *, kept: int) -> None:
+    audit.apply(connection, told, kept=kept, now=datetime.now(UTC))
