@@ -55,15 +55,12 @@ def create(
     levels = dict(_grant(text, level) for text in chain)
     kind = "admin" if admin or len(levels) > 1 else "privileged"
     expires = datetime.now(UTC) + timedelta(days=days)
-    if as_operator:
-        made = _create_as_operator(kind, levels, desc, expires)
-    else:
-        reach: dict[str, Any] = {"levels": levels}
-        if kind == "privileged":
-            ((only, its_level),) = levels.items()
-            reach = {"chain": _number(only), "level": its_level}
-        body = {"kind": kind, "desc": desc, "expires": expires.isoformat(), **reach}
-        made = _call("POST", "/access_tokens", url, json=body).json()
+    reach: dict[str, Any] = {"levels": levels}
+    if kind == "privileged":
+        ((only, its_level),) = levels.items()
+        reach = {"chain": _number(only), "level": its_level}
+    body = {"kind": kind, "desc": desc, "expires": expires.isoformat(), **reach}
+    made = _create_as_operator(body) if as_operator else _call("POST", "/access_tokens", url, json=body).json()
     _show(made, as_json, _secret_once)
 
 
@@ -190,24 +187,30 @@ def _complaint(answer: Any) -> str:
     return " ".join([detail, "; ".join(fields)]).strip()
 
 
-def _create_as_operator(kind: str, levels: dict[str, str], desc: str, expires: Any) -> dict[str, Any]:
-    """A token made by whoever holds the broker's password; as the API answers it."""
+def _create_as_operator(body: dict[str, Any]) -> dict[str, Any]:
+    """A token made by whoever holds the broker's password, of the body that the API takes; as the API answers it."""
     import asyncio  # noqa: PLC0415
+    import json  # noqa: PLC0415
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from runwire.domain import access  # noqa: PLC0415
-    from runwire.http.access_tokens import token_view  # noqa: PLC0415
+    from runwire.domain.errors import InvalidFields  # noqa: PLC0415
+    from runwire.http.access_tokens import parse_new, token_view  # noqa: PLC0415
 
+    try:
+        wanted = parse_new(json.dumps(body).encode())
+    except InvalidFields as invalid:
+        _fail(f"{invalid} {'; '.join(f'{error.pointer}: {error.detail}' for error in invalid.errors)}")
     token_id, secret = access.new_credential()
     token = access.create_token(
         token_id,
         secret,
-        kind=access.TokenKind(kind),
-        levels={_number(chain): access.AccessLevel[level.upper()] for chain, level in levels.items()},
+        kind=access.TokenKind(wanted.kind),
+        levels=wanted.granted(),
         by=access.OPERATOR,
         now=datetime.now(UTC),
-        expires=expires,
-        desc=desc,
+        expires=wanted.expires,
+        desc=wanted.desc,
     )
     asyncio.run(_store(token))
     return token_view(token, token.levels) | {"secret": secret, "token": f"{token_id}:{secret}"}

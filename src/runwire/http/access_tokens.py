@@ -212,7 +212,7 @@ async def create_access_token(request: Request) -> Response:
     """Create an access token; its secret is shown this once. Needs manager in every chain that it grants."""
     parts = services(request)
     principal = await parts.authenticate(request)
-    body = _parse_new(await read_body(request))
+    body = parse_new(await read_body(request))
     levels = body.granted()
     for chain in levels:
         principal.require(AccessLevel.MANAGER, chain)
@@ -363,7 +363,7 @@ def token_view(token: AccessToken, chains: Iterable[int], last_used: datetime | 
     }
 
 
-def _parse_new(body: bytes) -> PrivilegedTokenBody | AdminTokenBody:
+def parse_new(body: bytes) -> PrivilegedTokenBody | AdminTokenBody:
     """The new token in a request body. Raises MalformedBody or InvalidFields."""
     try:
         return parse_json(body, AccessTokenBody).root
