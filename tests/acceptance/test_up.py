@@ -266,7 +266,8 @@ async def test_rebuild_and_doctor_say_what_they_see(tmp_path: Path) -> None:
         assert healthy.returncode == 0, healthy.stdout + healthy.stderr
         lines = healthy.stdout.splitlines()
         assert [line.split("  ")[0] for line in lines] == [
-            "broker", "stream COMMANDS", "stream EVENTS", "stream LOGS", "stream DEADLETTERS", "stream IDS",
+            "broker", "stream COMMANDS", "stream EVENTS", "stream LOGS", "stream DEADLETTERS", "stream KEYS",
+            "stream AUDIT", "stream IDS",
             "workers", "read model", "adapter",
         ]  # fmt: skip
         assert all(" OK " in line for line in lines)
