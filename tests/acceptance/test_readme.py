@@ -17,34 +17,42 @@ from runwire.messaging import subjects
 from runwire.settings import Settings
 from tests.acceptance.test_up import running
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
+PROBLEMS = (ROOT / "docs" / "problems.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-async def test_its_commands_work_as_they_stand(tmp_path: Path) -> None:
+async def test_its_commands_and_those_of_the_api_page_work_as_they_stand(tmp_path: Path) -> None:
     async with running(tmp_path) as service:
-        script = "set -e\n" + "\necho\n".join(blocks("sh"))
+        commands = "\n\n".join([*blocks("sh"), *blocks("sh", API)])
+        script = "set -e\n" + re.sub(r"\n\n+", "\necho; echo ----\n", commands)
         script = script.replace("localhost:8080", f"127.0.0.1:{service.env['RUNWIRE_HTTP_PORT']}")
         done = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=40
+            ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50
         )
         assert done.returncode == 0, done.stderr
-    decoder, answers, rest = json.JSONDecoder(), [], done.stdout.strip()
-    while rest:
-        answer, end = decoder.raw_decode(rest)
-        answers.append(answer)
-        rest = rest[end:].strip()
-    created, executed, shown, listed, accepted, run = answers
+    answers = [answer.strip() for answer in done.stdout.split("----")]
+    file, accepted_and_run, twice = answers[5], answers[7], answers[8]
+    created, executed, runs, log, nap, edited, nap_log = (json.loads(answers[n]) for n in (1, 2, 3, 4, 6, 9, 10))
     assert (created["id"], created["state"]["code"]) == (77, "READY")
     assert list(executed) == ["code", "last_run_date", "last_modified", "created_date"]
     assert executed["code"] == "DONE"
-    assert shown["result"] == {"slept": 0.5}
-    assert [task["id"] for task in listed] == [77]
+    assert [(run["task"], run["code"]) for run in runs] == [(77, "DONE")]
+    assert ([line["message"].split()[0] for line in log["lines"]], log["final"]) == (["exported"], True)
+    assert file.startswith("id,task,chain,code")
+    assert nap["id"] == 78
+    accepted, run = (json.loads(f"{{{part.strip('{}')}}}") for part in accepted_and_run.split("}{", 1))
     assert accepted["code"] in {"READY", "INPROGRESS", "DONE"}
-    assert (run["code"], run["task"]) == ("DONE", 77)
+    assert (run["task"], run["code"], run["result"]) == (78, "DONE", {"slept": 0.5})
+    first, second = twice.split("}{")
+    assert first.strip("{") == second.strip("}"), "the same key is the same run"
+    assert edited["target"] == {"action": "sleep", "seconds": 0.1}
+    assert nap_log["final"] is True
 
 
 async def test_its_action_works_as_it_stands(tmp_path: Path) -> None:
@@ -71,8 +79,8 @@ def test_it_names_every_setting(name: str) -> None:
 @pytest.mark.parametrize("error", sorted(TABLE, key=lambda error: error.code))
 def test_it_names_every_problem_and_its_status(error: type[errors.RequestError]) -> None:
     status, _ = TABLE[error]
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| {status} |")]
-    assert error.code.replace("_", "-") in row.replace("_", "-")
+    assert f"## {error.code.replace('_', '-')}\n\n**{status}.**" in PROBLEMS
+    assert re.search(rf"^\| [\d, ]*\b{status}\b", README, re.MULTILINE)
 
 
 def test_every_request_error_has_a_status() -> None:
@@ -81,14 +89,14 @@ def test_every_request_error_has_a_status() -> None:
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_it_names_every_error_code_of_a_run(code: ErrorCode) -> None:
-    assert f"`{code}`" in README
+    assert f"`{code}`" in API
 
 
 def test_it_names_every_endpoint() -> None:
     app = build_app(lambda _: pytest.fail("never started"), version="0")
     for path, methods in app.openapi()["paths"].items():
         for method in methods:
-            assert f"`{method.upper()} {path}`" in README
+            assert f"`{method.upper()} {path}`" in API
 
 
 def test_it_names_what_the_bus_offers() -> None:
