@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from uuid import uuid4
 
 from runwire.domain import lifecycle
 from runwire.domain.errors import Conflict, IdTaken, NotAccepted
@@ -25,8 +24,6 @@ from runwire.messaging.broker import UNAVAILABLE
 from runwire.messaging.keys import Kept, TaskRecord
 
 ROUTE = "/tasks"
-TRIES = 5
-"""How often an event whose storing was not confirmed is sent again."""
 LONGEST_LEAP = 4096
 """Ids skipped at once where users have chosen a stretch of ids themselves."""
 PATIENCE = 10.0
@@ -55,7 +52,7 @@ async def create(parts: Services, body: TaskBody, *, by: str) -> Created:
         number = body.id or await ids.next_id(parts.bus, step=leap)
         document = lifecycle.create(body.definition(), number, datetime.now(UTC), by=by)
         try:
-            return Created(document, await _append_first(parts, document, uuid4().hex))
+            return Created(document, await _append_first(parts, document))
         except Conflict:
             if body.id:
                 raise _taken(body.id) from None
@@ -131,14 +128,9 @@ async def _take_next(parts: Services, name: str, kept: Kept[TaskRecord], leap: i
         return await keys.lookup(parts.bus, name, TaskRecord) or replace(kept, fresh=False)
 
 
-async def _append_first(parts: Services, document: Document, event_id: str) -> int:
+async def _append_first(parts: Services, document: Document, event_id: str | None = None) -> int:
     """The task's first event; the fence over all chains keeps its id unique. Raises Conflict or NotAccepted."""
-    for _ in range(TRIES):
-        try:
-            return await events.append(parts.bus, document, expected=0, event_id=event_id, unique_id=True)
-        except UNAVAILABLE:
-            continue
-    raise NotAccepted("The broker did not confirm the task in time; it may or may not have been stored.")
+    return await events.append_confirmed(parts.bus, document, expected=0, event_id=event_id, unique_id=True)
 
 
 def _taken(task: int) -> IdTaken:

@@ -151,9 +151,14 @@ async def append_surely(bus: Bus, document: Document, *, expected: int, event_id
             pause = min(pause * 2, 2.0)
 
 
-async def append_confirmed(bus: Bus, document: Document, *, expected: int, unique_id: bool = False) -> int:
-    """As :func:`append`, tried TRIES times while the outcome is unknown. Raises Conflict or NotAccepted."""
-    event_id = uuid4().hex
+async def append_confirmed(
+    bus: Bus, document: Document, *, expected: int, event_id: str | None = None, unique_id: bool = False
+) -> int:
+    """As :func:`append`, tried TRIES times while the outcome is unknown. Raises Conflict or NotAccepted.
+
+    ``event_id`` None: one of its own.
+    """
+    event_id = event_id or uuid4().hex
     for _ in range(TRIES):
         try:
             return await append(bus, document, expected=expected, event_id=event_id, unique_id=unique_id)
