@@ -119,6 +119,11 @@ async def occupy(http: httpx.AsyncClient, task: int) -> str:
     return accepted.headers["run-id"]
 
 
+def waiting_for(http: httpx.AsyncClient, task: int, run_id: str) -> int:
+    """How many calls of this adapter wait for the end of the run."""
+    return len(http.services.waiters._by_run.get((task, run_id), ()))
+
+
 async def concluded(bus: Bus, task: int) -> list[str]:
     """The runs of the task that have ended, in order."""
     return [found.run.id for found in await history(bus, task=task) if found.change is Change.CONCLUDED]
@@ -657,7 +662,7 @@ async def test_join_waits_for_the_run_the_task_is_busy_with(
     task = await create(live, "gated")
     blocking = await occupy(live, task)
     joining = asyncio.create_task(run(live, task, if_running="join"))
-    await eventually(lambda: len(live.services.waiters) == 1)
+    await eventually(lambda: waiting_for(live, task, blocking) == 1)
     gate.set()
     answer = await joining
     assert (answer.status_code, answer.json()["code"]) == (200, "DONE")
@@ -689,7 +694,7 @@ async def test_join_works_with_a_run_from_the_bus_on_another_adapter(
     task = await create(live, "gated")
     await publish_command(bus, "from-the-bus", task=task)
     joining = asyncio.create_task(run(second, task, if_running="join"))
-    await eventually(lambda: len(second.services.waiters) == 1)
+    await eventually(lambda: waiting_for(second, task, "from-the-bus") == 1)
     gate.set()
     assert (await joining).headers["run-id"] == "from-the-bus"
 
@@ -702,7 +707,7 @@ async def test_a_key_that_joined_a_run_stands_for_that_run(
     pending = await run(live, task, KEY | ASYNC, if_running="join")
     assert (pending.status_code, pending.headers["run-id"]) == (202, blocking)
     repeated = asyncio.create_task(run(second, task, KEY))
-    await eventually(lambda: len(second.services.waiters) == 1)
+    await eventually(lambda: waiting_for(second, task, blocking) == 1)
     gate.set()
     answer = await repeated
     assert (answer.headers["run-id"], answer.headers["run-joined"], replayed(answer)) == (blocking, "true", False)
@@ -721,7 +726,7 @@ async def test_callers_with_one_key_that_join_at_once_get_one_run(
     task = await create(live, "gated")
     blocking = await occupy(live, task)
     joining = [asyncio.create_task(run((live, second)[n % 2], task, KEY, if_running="join")) for n in range(8)]
-    await eventually(lambda: len(live.services.waiters) + len(second.services.waiters) == 8)
+    await eventually(lambda: sum(waiting_for(adapter, task, blocking) for adapter in (live, second)) == 8)
     gate.set()
     assert {answer.headers["run-id"] for answer in await asyncio.gather(*joining)} == {blocking}
 
@@ -732,7 +737,7 @@ async def test_joining_a_run_that_cannot_be_carried_out_is_409_and_the_key_stays
     task = await create(http)
     await publish_command(bus, "garbled", task=task, body=b"no json")
     joining = asyncio.create_task(run(http, task, KEY, if_running="join"))
-    await eventually(lambda: len(http.services.waiters) == 1)
+    await eventually(lambda: waiting_for(http, task, "garbled") == 1)
     async with worker(bus, app, settings):
         is_problem(await joining, 409, "task_busy")
         answer = await run(http, task, KEY)
