@@ -34,7 +34,7 @@ PRAGMAS = (
     "PRAGMA busy_timeout = 5000",
     "PRAGMA wal_autocheckpoint = 4000",  # pages: 16 MB between two of them
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA cache_size = -32768",  # 32 MiB for each connection
+    "PRAGMA cache_size = -32768",  # 32 MiB
     "PRAGMA trusted_schema = OFF",
 )
 
@@ -112,6 +112,7 @@ async def open_database(path: Path) -> Database:
     try:
         _drop_if_outdated(path)
         await _prepare(writer)
+        await writer.execute("PRAGMA cache_size = -131072")  # 128 MiB: it has every index to keep
         await writer.call(_migrate)
         for reader in readers:
             await _prepare(reader)

@@ -21,7 +21,8 @@ LARGEST_STATEMENT = 512
 """Rows staged by one statement, at most; always a power of two, so that few statements are ever prepared."""
 STAGES = """
 CREATE TEMP TABLE IF NOT EXISTS staged_task (
-    id INTEGER PRIMARY KEY, chain INTEGER, sequence INTEGER, code TEXT, action TEXT, campaign INTEGER, document BLOB
+    id INTEGER PRIMARY KEY, chain INTEGER, sequence INTEGER, code TEXT, action TEXT, campaign INTEGER, document BLOB,
+    changes TEXT -- what of the row's keys: nothing, only the code, others too; NULL: there is no row yet
 );
 CREATE TEMP TABLE IF NOT EXISTS staged_run (
     sequence INTEGER PRIMARY KEY, task INTEGER, id TEXT, code TEXT, document BLOB
@@ -125,33 +126,38 @@ def _upsert_tasks(connection: sqlite3.Connection, records: Sequence[EventRecord]
                 record.sequence,
                 task.state.code.value,
                 task.target.action,
-                campaign if isinstance(campaign, int) else None,
+                campaign if isinstance(campaign, int) and not isinstance(campaign, bool) else None,
                 record.payload,
             )
         )
-    _stage(connection, "staged_task", rows)
+    _stage(connection, "staged_task (id, chain, sequence, code, action, campaign, document)", rows)
     _count(
         connection,
-        "SELECT task.chain, task.action, task.campaign, task.code, -1 AS tasks FROM staged_task JOIN task USING (id) "
+        "SELECT task.chain, task.action, task.campaign, task.code, -1 AS tasks "
+        "FROM staged_task CROSS JOIN task USING (id) "
         "UNION ALL SELECT chain, action, campaign, code, 1 FROM staged_task",
     )
-    # SQLite renews the index entries of every column that is set: most events leave them all alone, and so do we.
-    same = (
-        "task.id = staged.id AND task.chain = staged.chain AND task.action = staged.action "
-        "AND task.campaign IS staged.campaign"
+    # SQLite renews the index entries of every column that is set: most events leave them all alone, and so do we. Every
+    # statement begins at the staged rows: left to itself, the planner reads the whole table for each batch.
+    connection.execute(
+        "UPDATE staged_task SET changes = (SELECT CASE "
+        "WHEN task.chain <> staged_task.chain OR task.action <> staged_task.action "
+        "OR task.campaign IS NOT staged_task.campaign THEN 'others' "
+        "WHEN task.code <> staged_task.code THEN 'code' ELSE 'nothing' END "
+        "FROM task WHERE task.id = staged_task.id)"
     )
     connection.execute(
-        "UPDATE task SET sequence = staged.sequence, document = staged.document "  # noqa: S608 - text of ours
-        f"FROM staged_task AS staged WHERE {same} AND task.code = staged.code"
+        "UPDATE task SET (sequence, document) = (SELECT sequence, document FROM staged_task AS staged "
+        "WHERE staged.id = task.id) WHERE id IN (SELECT id FROM staged_task WHERE changes = 'nothing')"
     )
     connection.execute(
-        "UPDATE task SET sequence = staged.sequence, document = staged.document, code = staged.code "  # noqa: S608
-        f"FROM staged_task AS staged WHERE {same} AND task.code <> staged.code"
+        "UPDATE task SET (sequence, document, code) = (SELECT sequence, document, code FROM staged_task AS staged "
+        "WHERE staged.id = task.id) WHERE id IN (SELECT id FROM staged_task WHERE changes = 'code')"
     )
     connection.execute(
         "INSERT INTO task (id, chain, sequence, code, action, campaign, document) "
-        "SELECT id, chain, sequence, code, action, campaign, document FROM staged_task AS staged "
-        "WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.id = staged.id AND task.sequence = staged.sequence) "
+        "SELECT id, chain, sequence, code, action, campaign, document FROM staged_task "
+        "WHERE changes IS NULL OR changes = 'others' "
         "ON CONFLICT (id) DO UPDATE SET chain = excluded.chain, sequence = excluded.sequence, code = excluded.code, "
         "action = excluded.action, campaign = excluded.campaign, document = excluded.document"
     )
