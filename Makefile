@@ -28,7 +28,7 @@ up: install
 	@$(VENV)/bin/runwire up
 
 test: check
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
 
 check: install
 	$(VENV)/bin/ruff check
