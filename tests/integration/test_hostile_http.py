@@ -438,6 +438,49 @@ async def test_a_bad_request_does_not_take_the_answer_of_the_one_before(
         assert await connection.rest() == b""
 
 
+@pytest.mark.parametrize(
+    ("framing", "piece"),
+    [("Transfer-Encoding: chunked", b"zz\r\n"), ("Content-Length: 9000000", b"x" * 100_000)],
+    ids=["a bad chunk", "a flood"],
+)
+async def test_what_follows_an_answer_gets_none(
+    settings: Settings, http: httpx.AsyncClient, framing: str, piece: bytes
+) -> None:
+    """A second answer to the same request would be taken for that to the next one."""
+    async with connected(settings) as connection:
+        await connection.send(f"GET /livez HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode())
+        assert (await connection.answer())[0] == 200
+        await connection.send(*[piece] * 20)
+        assert await connection.rest() == b""
+    assert await is_well(http)
+
+
+@pytest.mark.parametrize("last", ["Connection: close\r\n", ""])
+async def test_who_sends_everything_before_reading_anything_gets_the_refusal(
+    settings: Settings, http: httpx.AsyncClient, last: str
+) -> None:
+    """A connection that is closed while something comes in is reset, and the answer lost on the way."""
+    async with connected(settings) as connection:
+        await connection.send(f"POST /tasks HTTP/1.1\r\n{AUTHORIZED}{last}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(12):
+            await connection.send(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+            await asyncio.sleep(0.02)
+        status, _, content = await connection.answer()
+    assert (status, json.loads(content)["code"]) == (413, "body_too_large")
+
+
+async def test_not_everything_is_thrown_away_for_ever(settings: Settings, http: httpx.AsyncClient) -> None:
+    sent, piece = 0, b"x" * 65536
+    async with connected(settings) as connection:
+        await connection.send(b"GET /livez HTTP/1.1\r\nA: ")
+        with suppress(ConnectionError):
+            while sent < 400 << 20:
+                connection.writer.write(piece)
+                await connection.writer.drain()
+                sent += len(piece)
+    assert sent < 64 << 20, "what the system buffers, and little more"
+
+
 # --- too many --------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,8 @@ STALL_SECONDS = 30.0
 LINGER_SECONDS = 2.0
 """How long what still comes is thrown away after a refusal: closing at once would reset the connection, and the
 caller would lose the answer before it has read it (RFC 9112 section 9.6)."""
+MOST_LINGERED = 16 << 20
+"""Bytes that are thrown away meanwhile; with more the connection is cut at once."""
 RESERVE = 500
 """Connections beyond the limit that are told so; beyond these they are cut without a word."""
 
@@ -76,6 +78,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Of a head that did not come in one piece."""
         self._message_bytes = 0
         """Of what came since the head."""
+        self._in_body = False
+        """Between the end of a head and the end of its request."""
+        self._lingering = False
+        """Whether everything is said, and what still comes is thrown away."""
         self._refusal: RequestError | None = None
         """Why the parser was stopped; what still comes is thrown away."""
         self._told = False
@@ -103,6 +109,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, as far as it goes."""
+        if self._lingering:
+            self._message_bytes += len(data)
+            if self._message_bytes > MOST_LINGERED:
+                self.transport.abort()
+            return
         if self._refusal is not None:
             if isinstance(self._refusal, TooManyConnections) and not self._told:
                 self._refuse(self._refusal)
@@ -119,6 +130,8 @@ class GuardedProtocol(HttpToolsProtocol):
             elif self._head_timer is None:
                 self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_overdue)
             return
+        if self._in_body and not self._is_idle():
+            self.cycle.transport = _PatientTransport(self)  # type: ignore[assignment]  # all that a cycle needs of one
         self._message_bytes += len(data)
         if self._message_bytes > LARGEST_MESSAGE:
             self._refuse(BodyTooLarge(f"A message may have {LARGEST_MESSAGE:,} bytes; this one has more."))
@@ -135,7 +148,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins."""
-        self._in_head = True
+        self._in_head, self._in_body = True, False
         self._head_bytes = self._message_bytes = 0
         super().on_message_begin()
 
@@ -155,7 +168,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._cancel_head_timer()
         super().on_headers_complete()
+        self._in_body = True
         self.headers = []  # what follows in a trailer is no part of the request's headers
+
+    def on_message_complete(self) -> None:
+        """A request ends."""
+        self._in_body = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words, for people who know it
         """What uvicorn does when the parser gives up, or was stopped."""
@@ -187,6 +206,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on, or close: an answer of which a rest is still here is watched until it was taken."""
+        if self._lingering:
+            return
         super().on_response_complete()
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._watch_writing()
@@ -227,7 +248,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle = self.cycle
-        if self._is_idle():
+        if self._is_idle() and self._in_body:  # of a request that has its answer: a second one would be the next one's
+            self._linger()
+        elif self._is_idle():
             self._answer_and_close(error)
         elif cycle.more_body and not self._in_head:  # it is the request in hand whose body is refused
             if cycle.response_started or self.pipeline:
@@ -258,6 +281,38 @@ class GuardedProtocol(HttpToolsProtocol):
             headers.append((b"retry-after", RETRY_AFTER.encode()))
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
-        self.transport.write_eof()
         self._told = True
-        self._head_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._linger()
+
+    # --- the end -----------------------------------------------------------------------------------------
+
+    def close_after_answer(self) -> None:
+        """At once, unless the rest of the request is still on its way."""
+        if self._in_body:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Say no more, and close when the other side does or LINGER_SECONDS are over."""
+        self._lingering = True
+        self._message_bytes = 0
+        self._unset_keepalive_if_required()
+        self._cancel_head_timer()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._head_timer = self.loop.call_later(LINGER_SECONDS, self._linger_over)
+
+    def _linger_over(self) -> None:
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._watch_writing()
+
+
+class _PatientTransport:
+    """The transport, for the answer to a request whose body is still on its way."""
+
+    def __init__(self, connection: GuardedProtocol) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.close_after_answer
