@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -487,7 +489,7 @@ async def test_not_everything_is_thrown_away_for_ever(settings: Settings, http: 
 async def test_more_connections_than_may_be_are_told_so(
     settings: Settings, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "RESERVE", 5)
+    monkeypatch.setattr(protocol, "RESERVE_SHARE", 4)
     async with adapter(settings.model_copy(update={"max_connections": 20})) as http:
         states = http_connections(http)
         opened = [await asyncio.open_connection("127.0.0.1", settings.http_port) for _ in range(60)]
@@ -504,6 +506,24 @@ async def test_more_connections_than_may_be_are_told_so(
             writer.transport.abort()
         await eventually(lambda: not states(), what="all are gone")
         assert await is_well(http)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "served"), [(5000, 5000, 2000), (300, 5000, 2000), (300, 2000, 1500), (1024, 1024, 768)]
+)
+def test_an_adapter_takes_no_more_connections_than_it_may_open_files_for(soft: int, hard: int, served: int) -> None:
+    """Its own limit it raises itself."""
+    program = "from runwire.bootstrap.adapter import affordable_connections as f; import resource as r; "
+    asked = subprocess.run(
+        [sys.executable, "-c", program + "print(f(2000), r.getrlimit(r.RLIMIT_NOFILE)[0])"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
+        capture_output=True,
+        check=True,
+    )
+    connections, files = map(int, asked.stdout.split())
+    assert connections == served
+    assert files > connections + connections // protocol.RESERVE_SHARE, "there is room for those who are told, too"
+    assert (b"ulimit -Hn" in asked.stderr) == (served < 2000)
 
 
 # --- what the tests know of the server ---------------------------------------------------------------------

@@ -55,6 +55,8 @@ UNREAD_TIMEOUT = 60
 """Seconds a client may leave what was sent to it unread before the system cuts the connection."""
 SPARE_FILES = 1000
 """Open files beside the connections that are served: read model, broker, those that are told there are too many."""
+SPARE_SHARE = 4
+"""Where the system allows fewer, one in so many is spared."""
 SHUTDOWN_GRACE = 5
 """Seconds that answers may take to be written when the adapter stops."""
 
@@ -83,7 +85,6 @@ def serve_adapter(settings: Settings) -> None:
     listener = _bind(settings)
     app = adapter_app(settings)
     calm_garbage_collector()
-    _raise_file_limit(settings.max_connections + SPARE_FILES)
     server = _Server(app, server_config(app, settings))
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what went wrong at the start is raised below
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(SystemExit):
@@ -99,7 +100,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         port=settings.http_port,
         http=GuardedProtocol,
-        limit_concurrency=settings.max_connections,
+        limit_concurrency=affordable_connections(settings.max_connections),
         proxy_headers=False,  # nobody here asks where a call came from
         ws="none",
         access_log=False,
@@ -251,15 +252,22 @@ def _checks(services: Services, projector: Projector) -> dict[str, str | None]:
     }
 
 
-def _raise_file_limit(wanted: int) -> None:
-    """Let this process open as many files as it may need, as far as the system allows; say when that is too few."""
+def affordable_connections(wanted: int) -> int:
+    """So many connections, or fewer where the system lets this process open too few files; says so then.
+
+    Raises the process's own limit as far as it may.
+    """
+    files = wanted + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    most = files if hard == resource.RLIM_INFINITY else min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < wanted:
-        text = "only %d files can be open, RUNWIRE_MAX_CONNECTIONS wants %d (see ulimit -Hn)"
-        log.warning(text, most, wanted, extra={"action": "file_limit"})
+    if most == files:
+        return wanted
+    served = min(wanted, most - min(SPARE_FILES, most // SPARE_SHARE))
+    text = "%d connections at most: RUNWIRE_MAX_CONNECTIONS=%d wants %d open files, the system allows %d (ulimit -Hn)"
+    log.warning(text, served, wanted, files, most, extra={"action": "file_limit"})
+    return served
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -56,8 +56,9 @@ LINGER_SECONDS = 2.0
 caller would lose the answer before it has read it (RFC 9112 section 9.6)."""
 MOST_LINGERED = 16 << 20
 """Bytes that are thrown away meanwhile; with more the connection is cut at once."""
-RESERVE = 500
-"""Connections beyond the limit that are told so; beyond these they are cut without a word."""
+RESERVE, RESERVE_SHARE = 500, 8
+"""Connections beyond the limit that are told so, at most one for so many that are served; beyond these they are cut
+without a word."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -96,7 +97,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_overdue)
         if self._most_connections is not None and len(self.connections) > self._most_connections:
-            if len(self.connections) > self._most_connections + RESERVE:
+            told = min(RESERVE, self._most_connections // RESERVE_SHARE)
+            if len(self.connections) > self._most_connections + told:
                 transport.abort()
             else:
                 self._refusal = TooManyConnections("This adapter has as many connections as it takes.")
