@@ -9,6 +9,7 @@ import re
 import resource
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ from runwire.app import App
 from runwire.artifacts import File, Links
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import RangeUnsatisfiable
+from runwire.http import downloads
 from runwire.http.downloads import content_disposition, parse_range
 from runwire.messaging import site, subjects
 from runwire.messaging.broker import Bus
@@ -451,6 +453,29 @@ async def test_a_caller_that_hangs_up_leaves_nothing_behind(
     assert len(fetched) < 150
     info = await bus.js.stream_info(artifacts.STREAM)
     assert info.state.consumer_count == 0
+
+
+async def test_more_downloads_than_an_adapter_serves_are_refused(
+    settings: Settings, http: httpx.AsyncClient, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each holds a piece of its file: a link that is opened a thousand times must not fill the memory."""
+    monkeypatch.setattr(downloads, "MOST_DOWNLOADS", 3)
+    path, small = (
+        await stored(bus, some_bytes(200 * CHUNK)),
+        await stored(bus, b"small", replace(FILE, name="Small_Export-12345.csv")),
+    )
+    slow = [await slow_connection(settings, path) for _ in range(3)]
+    await eventually(lambda: http.services.downloads == 3, what="three downloads go on")
+    refused = await http.get(small)
+    is_problem(refused, 503, "too_many_downloads")
+    assert "retry-after" in refused.headers
+    assert (await http.head(small)).status_code == 200
+    for connection in slow:
+        connection.close()
+    await eventually(lambda: http.services.downloads == 0, what="they have ended")
+    at_once = await asyncio.gather(*(http.get(small) for _ in range(20)))
+    assert {answer.status_code for answer in at_once} <= {200, 503}
+    assert http.services.downloads == 0
 
 
 async def test_a_damaged_file_is_cut_off_instead_of_passed_off(http: httpx.AsyncClient, bus: Bus) -> None:

@@ -39,6 +39,7 @@
         RunFailed               the run ended as ERROR, and the caller asked for a failing status
         Draining                this adapter is stopping: try again
         TooManyStreams          this adapter serves as many event streams as it may: try again, or another one
+        TooManyDownloads        this adapter serves as many downloads as it may: try again, or another one
       Conflict                somebody else appended to the task first
       Undecodable             a message of the bus that is not what its subject promises
       Retry, Fail             what an action raises to say how it ended
@@ -357,6 +358,12 @@ class TooManyStreams(RequestError):
     """This adapter serves as many event streams as it may."""
 
     code = "too_many_streams"
+
+
+class TooManyDownloads(RequestError):
+    """This adapter serves as many downloads as it may."""
+
+    code = "too_many_downloads"
 
 
 class Conflict(RunwireError):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -31,19 +31,22 @@ from runwire.domain.errors import (
     NoDownload,
     RangeUnsatisfiable,
     TaskNotFound,
+    TooManyDownloads,
 )
 from runwire.domain.lifecycle import Document
 from runwire.domain.task import StateCode
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint, header_parameter, path_parameter
 from runwire.http.lookup import find_task, task_id
 from runwire.http.schemas import json_bytes
-from runwire.http.services import services
+from runwire.http.services import Services, services
 from runwire.messaging import events
-from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.broker import UNAVAILABLE
 from runwire.settings import Settings
 
 log = logging.getLogger("runwire.http")
 
+MOST_DOWNLOADS = 256
+"""Downloads one adapter serves at once: each holds a chunk of a file, and as much again on its way out."""
 EXPORT = "export"
 """The action whose files can be downloaded."""
 MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
@@ -109,47 +112,57 @@ async def download(request: Request) -> Response:
     headers["Content-Length"] = str(stop - start)
     if request.method == "HEAD":
         return Response(None, status, headers)
-    return await _Download.begun(parts.bus, artifact, start, stop, status=status, headers=headers)
+    return _Download(parts, artifact, start, stop, status=status, headers=headers)
 
 
 class _Download(Response):
     """An answer that streams at the pace of the caller: one chunk in hand, the next is fetched when it was taken."""
 
     def __init__(
-        self, first: bytes, rest: AsyncGenerator[bytes, None], status: int, headers: Mapping[str, str]
+        self, parts: Services, artifact: Artifact, start: int, stop: int, *, status: int, headers: Mapping[str, str]
     ) -> None:
         super().__init__(None, status, dict(headers))
-        self._first = first
-        self._rest = rest
-
-    @classmethod
-    async def begun(
-        cls, bus: Bus, artifact: Artifact, start: int, stop: int, *, status: int, headers: Mapping[str, str]
-    ) -> _Download:
-        """With its first bytes in hand: what is wrong until then can still be told. Raises FileGone or BrokerAway."""
-        pieces = artifacts.read(bus, artifact, start, stop)
-        try:
-            first = await anext(pieces, b"")
-        except artifacts.Incomplete as damaged:
-            log.error("a file cannot be read: %s", damaged, extra={"action": "download_failed"})
-            raise FileGone from None
-        return cls(first, pieces, status, headers)
+        self._parts = parts
+        self._artifact = artifact
+        self._stretch = (start, stop)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything, or stop short: the server then cuts the connection, so that nobody takes a part for all."""
+        """Send everything, or stop short: the server then cuts the connection, so that nobody takes a part for all.
+
+        The first bytes are in hand before anything is sent: what is wrong until then can still be told. Raises
+        TooManyDownloads, FileGone or one of UNAVAILABLE.
+        """
         request = Request(scope, receive)
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with aclosing(self._rest) as rest:
-                await send({"type": "http.response.body", "body": self._first, "more_body": True})
-                async for piece in rest:
-                    if await request.is_disconnected():
-                        return
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except (*UNAVAILABLE, artifacts.Incomplete) as error:
-            log.warning("a download was cut off: %r", error, extra={"action": "download_failed"})
-            return
-        await send({"type": "http.response.body", "body": b""})
+        with _place(self._parts):
+            async with aclosing(artifacts.read(self._parts.bus, self._artifact, *self._stretch)) as pieces:
+                try:
+                    piece = await anext(pieces, b"")
+                except artifacts.Incomplete as damaged:
+                    log.error("a file cannot be read: %s", damaged, extra={"action": "download_failed"})
+                    raise FileGone from None
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                try:
+                    while piece:
+                        if await request.is_disconnected():
+                            return
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                        piece = await anext(pieces, b"")
+                except (*UNAVAILABLE, artifacts.Incomplete) as error:
+                    log.warning("a download was cut off: %r", error, extra={"action": "download_failed"})
+                    return
+                await send({"type": "http.response.body", "body": b""})
+
+
+@contextmanager
+def _place(parts: Services) -> Iterator[None]:
+    """One of the MOST_DOWNLOADS. Raises TooManyDownloads."""
+    if parts.downloads >= MOST_DOWNLOADS:
+        raise TooManyDownloads(f"This adapter serves {parts.downloads} downloads and takes no more.")
+    parts.downloads += 1
+    try:
+        yield
+    finally:
+        parts.downloads -= 1
 
 
 def exported_file(document: Document) -> File:
@@ -249,6 +262,6 @@ ENDPOINTS = (
             200: Answer(text="The file.", headers=FILE_HEADERS, content=CONTENT),
             206: Answer(text="The range of it that was asked for.", headers=RANGE_HEADERS, content=CONTENT),
         },
-        problems=(LinkInvalid, LinkExpired, FileGone, RangeUnsatisfiable, BrokerAway),
+        problems=(LinkInvalid, LinkExpired, FileGone, RangeUnsatisfiable, TooManyDownloads, BrokerAway),
     ),
 )  # fmt: skip

@@ -60,6 +60,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.BrokerAway: (503, "Broker unavailable"),
     errors.Draining: (503, "Stopping"),
     errors.TooManyStreams: (503, "Too many streams"),
+    errors.TooManyDownloads: (503, "Too many downloads"),
     errors.TooManyConnections: (503, "Too many connections"),
 }
 RETRY_AFTER = "2"
@@ -134,7 +135,13 @@ def _extras(error: RequestError) -> dict[str, Any]:
             return {**facts, "headers": headers}
         case errors.RateLimited(retry_after=seconds) | errors.TooManyOutstanding(retry_after=seconds):
             return {"headers": {"Retry-After": str(seconds)}}
-        case errors.NotAccepted() | errors.BrokerAway() | errors.Draining() | errors.TooManyStreams():
+        case (
+            errors.NotAccepted()
+            | errors.BrokerAway()
+            | errors.Draining()
+            | errors.TooManyStreams()
+            | errors.TooManyDownloads()
+        ):
             return {"headers": {"Retry-After": RETRY_AFTER}}
     return {}
 

@@ -66,6 +66,8 @@ class Services:
     """None: no rate is limited."""
     outstanding: Outstanding | None = None
     """None: chains may have any number of runs outstanding."""
+    downloads: int = 0
+    """How many downloads are going on."""
     pressure: Pressure = field(default_factory=Pressure)
     draining: bool = False
 
