@@ -247,6 +247,7 @@ class Links:
         """When the keys were last read, on the monotonic clock."""
         self._doubted = 0.0
         """When they were last read because a signature did not fit any."""
+        self._looking = asyncio.Lock()
 
     async def sign(self, file: File) -> str:
         """The text that stands for the file, good for LINK_SECONDS on every adapter. Raises one of UNAVAILABLE."""
@@ -259,9 +260,8 @@ class Links:
         if not self._keys:
             await self._look()
         found = self._verify(text)
-        if found is None and time.monotonic() - self._doubted > KEYS_AGAIN:
-            self._doubted = time.monotonic()
-            await self._look()  # another adapter may have signed with a newer key
+        if found is None:
+            await self._look_again()
             found = self._verify(text)
         if found is None:
             raise LinkInvalid
@@ -270,6 +270,15 @@ class Links:
         if not timedelta(seconds=-CLOCK_SKEW) <= age <= timedelta(seconds=LINK_SECONDS):
             raise LinkExpired
         return file
+
+    async def _look_again(self) -> None:
+        """Another adapter may have signed with a newer key. Who comes while it is looked for waits for the answer."""
+        async with self._looking:
+            if time.monotonic() - self._doubted > KEYS_AGAIN:
+                try:
+                    await self._look()
+                finally:
+                    self._doubted = time.monotonic()
 
     async def _look(self) -> None:
         self._keys = await site.signing_keys(self._bus, self._clock())

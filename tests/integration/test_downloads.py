@@ -279,6 +279,15 @@ async def test_links_outlive_the_change_of_the_key(http: httpx.AsyncClient, bus:
     assert (await http.get(before)).status_code == 200
 
 
+async def test_a_link_of_a_newer_key_opens_for_all_who_come_at_once(bus: Bus) -> None:
+    """As a client does that fetches several ranges at the same time."""
+    links = Links(bus)
+    await links.open(await links.sign(FILE))
+    await site.signing_keys(bus, datetime.now(UTC) + timedelta(days=30))  # another adapter rotates
+    newer = await Links(bus).sign(FILE)
+    assert await asyncio.gather(*(links.open(newer) for _ in range(10))) == [FILE] * 10
+
+
 async def test_links_signed_elsewhere_do_not_depend_on_having_signed_here(http: httpx.AsyncClient, bus: Bus) -> None:
     assert http.services.links._keys == []
     assert (await http.get(await stored(bus, b"content"))).status_code == 200
