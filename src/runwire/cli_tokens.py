@@ -195,7 +195,7 @@ def _create_as_operator(body: dict[str, Any]) -> dict[str, Any]:
 
     from runwire.domain import access  # noqa: PLC0415
     from runwire.domain.errors import InvalidFields  # noqa: PLC0415
-    from runwire.http.access_tokens import parse_new, token_view  # noqa: PLC0415
+    from runwire.http.token_schemas import parse_new, token_view  # noqa: PLC0415
 
     try:
         wanted = parse_new(json.dumps(body).encode())
