@@ -17,6 +17,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import httpx
+import pytest
 import uvicorn
 from nats.js.errors import NotFoundError
 
@@ -26,6 +27,7 @@ from runwire.bootstrap.adapter import adapter_app, server_config
 from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.task import Target
+from runwire.http.services import Pressure
 from runwire.messaging import codec, events, subjects
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
@@ -117,6 +119,16 @@ async def adapter(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     finally:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
+
+
+async def events_nearly_full(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the adapter, which looks every few seconds, finds EVENTS nearly full."""
+
+    async def nearly_full(_bus: Bus) -> Pressure:
+        return Pressure("EVENTS", 0.9, 0.9)
+
+    monkeypatch.setattr("runwire.bootstrap.adapter._pressure", nearly_full)
+    await eventually(lambda: http.services.pressure.events == 0.9, what="the adapter has looked at the streams")
 
 
 @asynccontextmanager

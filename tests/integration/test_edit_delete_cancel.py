@@ -29,6 +29,7 @@ from tests.support import (
     adapter,
     dead_letters,
     ended,
+    events_nearly_full,
     eventually,
     free_port,
     history,
@@ -901,10 +902,12 @@ async def test_a_garbled_command_can_be_cancelled_when_no_worker_throws_it_away(
     assert await queue_is_empty(bus)
 
 
-async def test_a_nearly_full_event_stream_takes_no_edit_but_lets_go(http: httpx.AsyncClient) -> None:
+async def test_a_nearly_full_event_stream_takes_no_edit_but_lets_go(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = await create(http), await create(http)
     await start(http, first)
-    http.services.pressure.events = 0.9
+    await events_nearly_full(http, monkeypatch)
     refused = await http.patch(f"/tasks/{first}", json={"desc": "new"})
     assert (refused.status_code, refused.json()["code"]) == (503, "not_accepted")
     assert (await http.post(f"/tasks/{first}/cancel")).status_code == 200

@@ -26,6 +26,7 @@ from tests.support import (
     Broker,
     adapter,
     ended,
+    events_nearly_full,
     eventually,
     history,
     lifecycle_now,
@@ -350,8 +351,10 @@ async def test_a_broker_that_is_away_is_503_with_retry_after(http: httpx.AsyncCl
     assert after.status_code in {202, 409}, "unknown means: it may have been accepted"
 
 
-async def test_a_nearly_full_event_stream_takes_nothing_new(http: httpx.AsyncClient) -> None:
-    http.services.pressure.events = 0.9
+async def test_a_nearly_full_event_stream_takes_nothing_new(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await events_nearly_full(http, monkeypatch)
     is_problem(await http.post("/tasks/12345/execute"), 503, "not_accepted")
     is_problem(await http.post("/tasks", json=BODY), 503, "not_accepted")
 
