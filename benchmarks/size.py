@@ -42,6 +42,7 @@ from runwire import embedded
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest
 from runwire.messaging import streams, tokens
 from runwire.messaging.broker import Bus
+from runwire.process import die_with_parent
 from runwire.settings import load
 
 TASKS, RUNS = 1_000_000, 5_000_000
@@ -115,8 +116,9 @@ class Stack:
     def rebuild(self) -> tuple[float, float]:
         """(events per second, MB of memory at most) of `runwire rebuild`."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "runwire", "rebuild"], cwd=ROOT, env=self.env, text=True, stdout=subprocess.PIPE
-        )
+            [sys.executable, "-m", "runwire", "rebuild"], cwd=ROOT, env=self.env, text=True, stdout=subprocess.PIPE,
+            preexec_fn=die_with_parent(),  # noqa: PLW1509 - one thread
+        )  # fmt: skip
         output, _ = process.communicate()
         rate = re.search(r"\(([\d,]+) events/s", output)
         if process.returncode or rate is None:
