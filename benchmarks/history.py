@@ -28,6 +28,8 @@ LONG_HISTORIES = 20
 """Tasks with MANY_RUNS runs each, and MANY_LINES log lines."""
 MANY_RUNS = 2000
 MANY_LINES = 5000
+RUNS_WITH_LINES = 3
+"""The log lines of a task are of its first runs."""
 FAILING = 0.1
 """Share of the runs that end as ERROR."""
 IN_FLIGHT = 2000
@@ -79,7 +81,12 @@ def _events(size: Size) -> Iterator[tuple[str, bytes, dict[str, str]]]:
         for number in range(runs):
             # Half of many: neither half outgrows what the stream keeps.
             failed = number % 2 == 0 if task in long else dice.random() < FAILING
-            yield template.concluded(task, dice, failed=failed)
+            yield template.concluded(task, number, failed=failed)
+
+
+def run_id(task: int, number: int) -> str:
+    """The id of a task's run, counted from 0: looks like one of ours."""
+    return f"0197f2a0-7c1e-7abc-9{task % 4096:03x}-{number:012x}"
 
 
 class _Template:
@@ -123,11 +130,11 @@ class _Template:
         payload = codec.encode(self._created).replace(str(self.TASK).encode(), str(task).encode())
         return f"tasks.evt.{self._chain}.{task}.ready", payload, codec.event_headers(self._created, "e" * 32, NOW)
 
-    def concluded(self, task: int, dice: random.Random, *, failed: bool) -> tuple[str, bytes, dict[str, str]]:
+    def concluded(self, task: int, number: int, *, failed: bool) -> tuple[str, bytes, dict[str, str]]:
         """The last event of a run of a task."""
         type(self).published += 1
         code = StateCode.ERROR if failed else StateCode.DONE
-        run = f"0197f2a0-7c1e-7abc-9def-{dice.getrandbits(48):012x}".encode()
+        run = run_id(task, number).encode()
         payload = self._ended[code].replace(str(self.TASK).encode(), str(task).encode())
         payload = payload.replace(self.RUN.encode(), run)
         return f"tasks.evt.{self._chain}.{task}.{code.value.lower()}", payload, self._headers[code]
@@ -141,7 +148,10 @@ async def _publish_lines(bus: Bus, size: Size) -> int:
         chain = 1 if task in long else dice.choices(list(CHAINS), list(CHAINS.values()))[0]
         for number in range(MANY_LINES if task in long else 10):
             entry = LogEntry(
-                date=NOW, level=LogLevel.INFO, message=f"line {number} of what it had to say", run=f"run-{number % 50}"
+                date=NOW,
+                level=LogLevel.INFO,
+                message=f"line {number} of what it had to say",
+                run=run_id(task, number % RUNS_WITH_LINES),
             )
             count += 1
             if count % IN_FLIGHT:

@@ -166,6 +166,10 @@ def kinds(size: Size, run_ids: list[tuple[int, str]]) -> dict[str, Callable[[], 
         task, run_id = dice.choice(run_ids)
         return f"/tasks/{task}/runs/{run_id}"
 
+    def logged() -> str:
+        task = dice.choice(long)
+        return f"/tasks/{task}/runs/{history.run_id(task, dice.randrange(history.RUNS_WITH_LINES))}"
+
     rewards = quote("bulk issue rewards")
     return {
         "list: all chains": lambda: f"/tasks?offset={100 * dice.randrange(20)}",
@@ -186,7 +190,7 @@ def kinds(size: Size, run_ids: list[tuple[int, str]]) -> dict[str, Callable[[], 
         "runs: of a long history": lambda: f"/tasks/{dice.choice(long)}/runs?offset={dice.randrange(MANY_RUNS - 50)}",
         "runs: limit 1,000": lambda: f"/tasks/{dice.choice(long)}/runs?limit=1000",
         "runs: one": run,
-        "logs: of a run": lambda: f"{run()}/logs",
+        "logs: of a run": lambda: f"{logged()}/logs?limit=100",
         "logs: of a task, deep": lambda: f"/tasks/{dice.choice(long)}?log_limit=100&offset={dice.randrange(4000)}",
     }
 

@@ -252,3 +252,17 @@ async def test_a_file_that_is_no_database_is_told_in_one_line(settings: Settings
     settings.read_model_path.write_bytes(b"this is not a database, not at all" * 100)
     with pytest.raises(SetupError, match="can be deleted"):
         await open_database(settings.read_model_path)
+
+
+async def test_events_that_no_row_could_hold_do_not_stop_the_projection(bus: Bus, settings: Settings) -> None:
+    """Nobody but us writes events; should one be odd all the same, the others still have to be read."""
+    odd = (await make_task(bus, task=1, campaign=10**30)).model_dump_json()
+    await bus.js.publish(f"tasks.evt.{CHAIN}.2.ready", odd.encode())
+    await bus.js.publish(f"tasks.evt.{CHAIN}.3.ready", b"no event at all")
+    await make_task(bus, task=4, campaign=7)
+    async with read_model(bus, settings) as model:
+        await model.reads(4)
+        everything, _ = await model.reader.tasks(TaskFilter(chains=(CHAIN,)), limit=10, offset=0)
+        of_campaign, total = await model.reader.tasks(TaskFilter(chains=(CHAIN,), campaign=7), limit=10, offset=0)
+    assert [found.task["id"] for found in everything] == [1, 4]
+    assert ([found.task["id"] for found in of_campaign], total) == ([4], 1)

@@ -31,7 +31,9 @@ class TasksQuery(Page):
     """Query parameters of the list."""
 
     status: Annotated[StateCode | None, Field(description="Only tasks in this state.")] = None
-    action: Annotated[str | None, Field(max_length=200, description="Only tasks with this action.")] = None
+    action: Annotated[str | None, Field(min_length=1, max_length=200, description="Only tasks with this action.")] = (
+        None
+    )
     campaign_id: Annotated[int | None, Field(ge=-MAX_ID, le=MAX_ID, description="Only tasks of this campaign.")] = None
     chain: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only this one of the token's chains.")] = None
 

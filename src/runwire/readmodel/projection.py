@@ -14,7 +14,7 @@ from itertools import chain as chained
 from typing import Any
 
 from runwire.domain.lifecycle import Change, Document
-from runwire.domain.task import FINAL
+from runwire.domain.task import FINAL, MAX_ID, Task
 from runwire.readmodel import audit
 
 LARGEST_STATEMENT = 512
@@ -118,7 +118,6 @@ def _upsert_tasks(connection: sqlite3.Connection, records: Sequence[EventRecord]
     rows = []
     for record in records:
         task = record.document.task
-        campaign = task.target.parameters.get("campaign")
         rows.append(
             (
                 task.id,
@@ -126,7 +125,7 @@ def _upsert_tasks(connection: sqlite3.Connection, records: Sequence[EventRecord]
                 record.sequence,
                 task.state.code.value,
                 task.target.action,
-                campaign if isinstance(campaign, int) and not isinstance(campaign, bool) else None,
+                _campaign(task),
                 record.payload,
             )
         )
@@ -208,6 +207,14 @@ def _delete_task(connection: sqlite3.Connection, task: int, sequence: int) -> No
     connection.execute("DELETE FROM run WHERE task = ?", (task,))
     connection.execute("DELETE FROM log WHERE task = ?", (task,))
     connection.execute("INSERT OR REPLACE INTO deleted (task, sequence) VALUES (?, ?)", (task, sequence))
+
+
+def _campaign(task: Task) -> int | None:
+    """The campaign by which lists find the task; whatever else an action may take by that name is none."""
+    campaign = task.target.parameters.get("campaign")
+    if isinstance(campaign, int) and not isinstance(campaign, bool) and abs(campaign) <= MAX_ID:
+        return campaign
+    return None
 
 
 def _stage(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -307,8 +307,12 @@ class Projector:
 def _event(message: Msg, sequence: int) -> EventRecord | None:
     try:
         document = codec.decode(message.data)
+        named = subjects.parse(message.subject)
     except Undecodable as undecodable:
         log.error("skipped an event on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
+        return None
+    if (document.task.chain, document.task.id) != named:  # its ids may be anything, those of a subject fit a row
+        log.error("skipped an event on %s: it is about another task", message.subject, extra={"action": "undecodable"})
         return None
     return EventRecord(sequence, document, message.data, message.headers or {})
 
