@@ -13,7 +13,7 @@ import runwire
 from runwire.app import App
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
-from tests.support import CHAIN, adapter, eventually, publish_command, worker
+from tests.support import CHAIN, adapter, eventually, publish_command, queue_is_empty, worker
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ async def test_a_run_in_the_list_is_the_run_by_itself(live: httpx.AsyncClient) -
 async def test_runs_are_filtered_by_their_state(live: httpx.AsyncClient, bus: Bus) -> None:
     task = await create(live)
     good = await execute(live, task)
+    await eventually(lambda: queue_is_empty(bus))  # the last run's command is acknowledged
     await publish_command(bus, "this-is-bad", task=task)
 
     async def both() -> bool:
