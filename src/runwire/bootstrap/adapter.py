@@ -73,7 +73,6 @@ def adapter_app(settings: Settings | None = None) -> FastAPI:
             except Exception as error:
                 app.state.failure = error  # uvicorn does not pass it on
                 raise
-            notify_ready()
             yield
             app.state.services.drain()
 
@@ -85,7 +84,7 @@ def serve_adapter(settings: Settings) -> None:
     listener = _bind(settings)
     app = adapter_app(settings)
     calm_garbage_collector()
-    server = _Server(app, server_config(app, settings))
+    server = _Server(app, settings)
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what went wrong at the start is raised below
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(SystemExit):
         runner.run(server.serve(sockets=[listener]))
@@ -112,11 +111,19 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Lets the waiting calls answer 202 as soon as the adapter is asked to stop."""
+    """Says when it can be called, and lets the waiting calls answer 202 as soon as it is asked to stop."""
 
-    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(server_config(app, settings))
         self._app = app
+        self._url = settings.http_url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, listen, and only then say so: who reads it may call at once."""
+        await super().startup(sockets)
+        if self.started:
+            log.info("adapter ready on %s", self._url, extra={"action": "ready"})
+            notify_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Before anything is served there is nothing to drain: end at once. A read model half built goes on later."""
@@ -178,7 +185,6 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         _watch_pressure(services), janitor.keep_swept(bus), uses.keep_written(), refusals.keep_written(),
     ):  # fmt: skip
         stack.callback(asyncio.create_task(chore).cancel)
-    log.info("adapter ready on %s", settings.http_url, extra={"action": "ready"})
     return services
 
 
