@@ -11,6 +11,7 @@
 
     READY | DONE | ERROR  --- cancel of a run that is still queued --->  ERROR
     any state             --- edit --->                                  the same state, a new definition
+    any state             --- skip of a tick --->                        the same state
     READY | DONE | ERROR  --- delete --->                                nothing follows any more
 
 Every event of a task is its next *document*: the whole task, the run it is about, and what changed.
@@ -21,18 +22,23 @@ them a worker has to apply when a command reaches it. Nobody else changes a docu
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from pydantic import JsonValue
+from pydantic import AwareDatetime, JsonValue
 
-from runwire.domain.run import Claim, Command, ErrorCode, Failed, Outcome, Run, RunError
+from runwire.domain.run import Claim, Command, ErrorCode, Failed, Outcome, Run, RunCode, RunError
+from runwire.domain.schedule import SCHEDULE_FIELDS, InvalidTrigger, schedule_of
 from runwire.domain.task import FINAL, Model, RetryPolicy, State, StateCode, Target, Task, whole_seconds
 
 RING = 16
 """How many ended run ids a document remembers. The broker forgets the Msg-Id of a consumed command when
 it crashes; a publisher that lost its acknowledgement and tries again is recognised by this memory."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SHORTEST = timedelta(microseconds=1)
 
 LONGEST_BACKOFF = 86_400.0
 """Seconds between two tries, at most."""
@@ -52,6 +58,8 @@ class Change(StrEnum):
     """The run ended."""
     EDITED = "edited"
     """The definition was changed; run and state are as before."""
+    SKIPPED = "skipped"
+    """One or more ticks of the schedule were not run; run and state are as before."""
     DELETED = "deleted"
 
 
@@ -62,6 +70,15 @@ class Terms(Model):
     trigger: dict[str, JsonValue]
     timeout: float
     retry: RetryPolicy | None
+
+
+class Progress(Model):
+    """How far the task's schedule has come."""
+
+    version: int
+    """The version of the task that brought the schedule: a change of the trigger begins a new one."""
+    cursor: AwareDatetime
+    """Every tick up to and including this instant has been dealt with: run, skipped, or never meant."""
 
 
 class Document(Model):
@@ -76,6 +93,10 @@ class Document(Model):
     """Id of the access token that asked for this very change; None: nobody did, it is the course of a run."""
     started_with: Terms | None = None
     """What the run goes by when the task has been edited since it began; None: by the task as it stands."""
+    schedule: Progress | None = None
+    """None: the task has only ever been run by hand."""
+    skipped: Run | None = None
+    """The ticks that were not run, when this event is about some."""
 
     @property
     def task_in_force(self) -> Task:
@@ -92,7 +113,7 @@ class Definition:
     chain: int
     desc: str
     target: Target
-    trigger: dict[str, object]
+    trigger: dict[str, JsonValue]
     debug: str | None = None
     timeout: float = 3600
     retry: RetryPolicy | None = None
@@ -192,6 +213,7 @@ def _decide_again(claim: Claim, command: Command, *, now: datetime, max_deliveri
 
 def create(definition: Definition, task_id: int, now: datetime, *, by: str | None = None) -> Document:
     """The first document of a task: READY."""
+    schedule = _begin_schedule(definition.trigger, {}, version=1, created=now, now=now)
     now = whole_seconds(now)
     task = Task(
         id=task_id,
@@ -204,7 +226,7 @@ def create(definition: Definition, task_id: int, now: datetime, *, by: str | Non
         timeout=definition.timeout,
         retry=definition.retry,
     )
-    return Document(task=task, change=Change.CREATED, by=by)
+    return Document(task=task, change=Change.CREATED, by=by, schedule=schedule)
 
 
 def claim(document: Document, command: Command, *, claim_id: str, now: datetime) -> Document:
@@ -215,10 +237,11 @@ def claim(document: Document, command: Command, *, claim_id: str, now: datetime)
         id=command.run,
         task=command.task,
         chain=command.chain,
-        code=StateCode.INPROGRESS,
+        code=RunCode.INPROGRESS,
         attempt=previous.attempt + 1 if previous else 1,
         source=command.source,
         accepted=previous.accepted if previous else whole_seconds(command.accepted),
+        tick=command.tick,
         started=previous.started if previous else now,
         log_seq=previous.log_seq if previous else 0,
         claim=Claim(
@@ -284,16 +307,29 @@ def queued(command: Command) -> Run:
         id=command.run,
         task=command.task,
         chain=command.chain,
-        code=StateCode.READY,
+        code=RunCode.READY,
         attempt=0,
         source=command.source,
         accepted=whole_seconds(command.accepted),
+        tick=command.tick,
         claim=Claim(id="", command=command.sequence, delivery=0),
     )
 
 
-def edit(document: Document, definition: Definition, *, by: str) -> Document:
-    """The task gets another definition; run and state stay. A run that has begun goes on by what it began with."""
+def skip(document: Document, skipped: Run, *, until: datetime) -> Document:
+    """Some ticks up to and including ``until`` are not run; the task and its run stay as they are."""
+    task = document.task.model_copy(update={"version": document.task.version + 1})
+    schedule = _moved(document.schedule, until)
+    return document.model_copy(
+        update={"task": task, "change": Change.SKIPPED, "by": None, "schedule": schedule, "skipped": skipped}
+    )
+
+
+def edit(document: Document, definition: Definition, *, by: str, now: datetime) -> Document:
+    """The task gets another definition; run and state stay. A run that has begun goes on by what it began with.
+
+    A trigger that says another time than before counts from ``now`` on.
+    """
     task = document.task
     started_with = document.started_with
     if started_with is None and document.run is not None and not document.run.is_final:
@@ -309,7 +345,17 @@ def edit(document: Document, definition: Definition, *, by: str) -> Document:
             "version": task.version + 1,
         }
     )
-    return document.model_copy(update={"task": edited, "change": Change.EDITED, "by": by, "started_with": started_with})
+    schedule = document.schedule
+    if _times(definition.trigger) != _times(task.trigger):
+        created = task.state.created_date
+        schedule = _begin_schedule(definition.trigger, task.trigger, version=edited.version, created=created, now=now)
+        schedule = schedule or (document.schedule and Progress(version=edited.version, cursor=now))
+    return document.model_copy(
+        update={
+            "task": edited, "change": Change.EDITED, "by": by, "started_with": started_with, "schedule": schedule,
+            "skipped": None,
+        }
+    )  # fmt: skip
 
 
 def delete(document: Document, *, by: str) -> Document:
@@ -318,7 +364,7 @@ def delete(document: Document, *, by: str) -> Document:
         msg = f"task {document.task.id} is busy with run {document.run.id}"
         raise ValueError(msg)
     task = document.task.model_copy(update={"version": document.task.version + 1})
-    return document.model_copy(update={"task": task, "change": Change.DELETED, "by": by})
+    return document.model_copy(update={"task": task, "change": Change.DELETED, "by": by, "skipped": None})
 
 
 def has_ended(document: Document | None, run: str) -> bool:
@@ -368,7 +414,7 @@ def _end(document: Document, run: Run, outcome: Outcome, *, now: datetime, log_s
     failed = isinstance(outcome, Failed)
     ended = run.model_copy(
         update={
-            "code": StateCode.ERROR if failed else StateCode.DONE,
+            "code": RunCode.ERROR if failed else RunCode.DONE,
             "finished": now,
             "result": None if isinstance(outcome, Failed) else outcome.result,
             "error": outcome.error if isinstance(outcome, Failed) else None,
@@ -376,6 +422,36 @@ def _end(document: Document, run: Run, outcome: Outcome, *, now: datetime, log_s
         }
     )
     return _next(document, ended, Change.CONCLUDED, now)
+
+
+def _times(trigger: Mapping[str, object]) -> dict[str, object]:
+    """What the trigger says about when."""
+    return {name: value for name, value in trigger.items() if name in SCHEDULE_FIELDS and value is not None}
+
+
+def _begin_schedule(
+    trigger: Mapping[str, JsonValue], before: Mapping[str, JsonValue], *, version: int, created: datetime, now: datetime
+) -> Progress | None:
+    """A schedule that counts from ``now`` on; a ``once`` that was set just now may lie before. None: by hand only."""
+    try:
+        schedule = schedule_of({**trigger, "paused": None}, created=created)
+        once = schedule_of({"once": trigger.get("once")}, created=created)
+    except InvalidTrigger:  # nobody could have stored it through a door
+        return None
+    if schedule is None:
+        return None
+    first = once.next_after(EPOCH) if once is not None else None
+    is_new = trigger.get("once") != before.get("once") and trigger.get("repeat") is None
+    if first is not None and is_new and first <= now and not trigger.get("paused"):
+        return Progress(version=version, cursor=first - SHORTEST)
+    return Progress(version=version, cursor=now)
+
+
+def _moved(schedule: Progress | None, until: datetime) -> Progress | None:
+    """The schedule once the ticks up to and including this instant have been dealt with."""
+    if schedule is None or until <= schedule.cursor:
+        return schedule
+    return schedule.model_copy(update={"cursor": until})
 
 
 def _run_of(document: Document) -> Run:
@@ -390,10 +466,12 @@ def _next(document: Document, run: Run, change: Change, now: datetime) -> Docume
     task, recent, started_with = document.task, document.recent_runs, document.started_with
     state = task.state
     started = run.started or state.last_run_date  # a run that was cancelled in the queue has never started
-    if run.code is not state.code or started != state.last_run_date or run.code in FINAL:
-        state = state.model_copy(update={"code": run.code, "last_run_date": started, "last_modified": now})
-    if run.code in FINAL:
+    code = StateCode(run.code)
+    if code is not state.code or started != state.last_run_date or code in FINAL:
+        state = state.model_copy(update={"code": code, "last_run_date": started, "last_modified": now})
+    if code in FINAL:
         recent, started_with = (*recent, run.id)[-RING:], None
-    result = run.result if run.code is StateCode.DONE else task.result
+    result = run.result if code is StateCode.DONE else task.result
     task = task.model_copy(update={"state": state, "version": task.version + 1, "result": result})
-    return Document(task=task, run=run, change=change, recent_runs=recent, started_with=started_with)
+    schedule = document.schedule if run.tick is None else _moved(document.schedule, run.tick.due)
+    return Document(task=task, run=run, change=change, recent_runs=recent, started_with=started_with, schedule=schedule)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, JsonValue
 
-from runwire.domain.task import FINAL, Model, StateCode
+from runwire.domain.task import Model
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run id looks like, whoever made it: safe in a URL, a header and a bucket key."""
@@ -28,6 +28,18 @@ PUBLIC_FIELDS = (
     "result",
     "error",
 )
+
+
+class RunCode(StrEnum):
+    """Where a run stands: as its task does, but for SKIPPED."""
+
+    READY = "READY"
+    """Queued."""
+    INPROGRESS = "INPROGRESS"
+    DONE = "DONE"
+    ERROR = "ERROR"
+    SKIPPED = "SKIPPED"
+    """It never came to be: a tick of the schedule that was not run, or several in a row."""
 
 
 class Source(StrEnum):
@@ -59,6 +71,18 @@ class ErrorCode(StrEnum):
     """Somebody ended it, queued or running."""
     LOST = "lost"
     """It was in progress, but the command behind it is gone."""
+    OVERLAP = "overlap"
+    """A tick was skipped: the task was still queued or running."""
+    MISSED = "missed"
+    """A tick was skipped: nobody was there at its time, and the trigger does not make up for it."""
+
+
+class Tick(Model):
+    """An instant at which a schedule wants a run."""
+
+    version: int
+    """Which of the task's schedules: the version of the task that brought it."""
+    due: AwareDatetime
 
 
 class RunError(Model):
@@ -93,12 +117,14 @@ class Run(Model):
     id: str
     task: int
     chain: int
-    code: StateCode
+    code: RunCode
     attempt: int
     """1 for the first; counts retries and lost workers alike, so it can serve as a fencing token. 0: it never began."""
     source: Source
     accepted: AwareDatetime
-    """When the command was stored."""
+    """When the command was stored; of a skipped tick: its time."""
+    tick: Tick | None = None
+    """What the schedule wanted it for; None: it came in by another door."""
     started: AwareDatetime | None = None
     """When the first attempt began; None: it was cancelled before."""
     finished: AwareDatetime | None = None
@@ -112,7 +138,7 @@ class Run(Model):
     @property
     def is_final(self) -> bool:
         """Whether the run has ended."""
-        return self.code in FINAL
+        return self.code not in {RunCode.READY, RunCode.INPROGRESS}
 
     def public(self) -> dict[str, Any]:
         """The run as the HTTP API shows it: JSON-ready."""
@@ -132,6 +158,8 @@ class Command:
     """Its position in COMMANDS."""
     delivery: int
     """1 for the first delivery, +1 with each further one."""
+    tick: Tick | None = None
+    """The tick of the schedule that it stands for."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import Field
@@ -62,7 +63,7 @@ async def edit_task(request: Request) -> Response:
         head = await _load(parts.bus, chain, task)
         condition.require(head.document.task.version)
         definition = patched(head.document.task, patch)
-        edited = lifecycle.edit(head.document, definition, by=principal.token)
+        edited = lifecycle.edit(head.document, definition, by=principal.token, now=datetime.now(UTC))
         if _says_the_same(head.document, edited):
             return await _answer(parts, head.document)
         try:

@@ -14,8 +14,8 @@ from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Forbidden, RunNotFound, TaskNotFound
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import PUBLIC_FIELDS, Run, Source
-from runwire.domain.task import MAX_ID, StateCode, whole_seconds
+from runwire.domain.run import PUBLIC_FIELDS, Run, RunCode, Source
+from runwire.domain.task import MAX_ID, whole_seconds
 from runwire.http import prefer
 from runwire.http.endpoint import PREFER, RUN_ID, TASK_ID, Answer, Endpoint
 from runwire.http.lookup import find_task, run_id, task_id
@@ -32,7 +32,7 @@ class RunsQuery(Page):
     """Query parameters of the list."""
 
     limit: Annotated[int, Field(ge=1, le=1000, description="How many, at most.")] = 50
-    code: Annotated[StateCode | None, Field(description="Only runs in this state.")] = None
+    code: Annotated[RunCode | None, Field(description="Only runs in this state.")] = None
 
 
 class LinesQuery(Query):
@@ -149,7 +149,7 @@ async def _queued(parts: Services, document: Document) -> dict[str, Any] | None:
         "id": commands.run_of(command),
         "task": task.id,
         "chain": task.chain,
-        "code": StateCode.READY.value,
+        "code": RunCode.READY.value,
         "attempt": 0,
         "source": (command.headers or {}).get(subjects.RUN_SOURCE, Source.BUS),
         "accepted": instant(whole_seconds(command.time)) if command.time else None,

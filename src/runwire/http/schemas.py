@@ -20,7 +20,7 @@ from pydantic_core import to_json
 
 from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields
 from runwire.domain.lifecycle import Definition
-from runwire.domain.run import Run
+from runwire.domain.run import Run, RunCode
 from runwire.domain.task import (
     INTEGRAL,
     MAX_ID,
@@ -294,7 +294,9 @@ class RunView(BaseModel):
     id: str
     task: int
     chain: int
-    code: Annotated[StateCode, Field(description="READY while it is queued.")]
+    code: Annotated[
+        RunCode, Field(description="READY while it is queued; SKIPPED: ticks that were not run, `error` says why.")
+    ]
     attempt: int
     source: Literal["http", "bus", "schedule"]
     accepted: datetime
@@ -413,7 +415,9 @@ def execute_view(code: StateCode, last_run: datetime | None, modified: datetime,
 
 def ended_view(run: Run, state: State) -> dict[str, Any]:
     """The four fields for a run that has ended; ``state``: of its task, before or after, for a run that never began."""
-    return execute_view(run.code, run.started or state.last_run_date, run.finished or run.accepted, state.created_date)
+    return execute_view(
+        StateCode(run.code), run.started or state.last_run_date, run.finished or run.accepted, state.created_date
+    )
 
 
 def json_bytes(value: Any) -> bytes:

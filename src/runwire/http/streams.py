@@ -188,7 +188,7 @@ def _is_end(event: Event, *, opened_at: int, idle: bool) -> bool:
         return True
     if event.sequence <= opened_at:
         return idle and event.sequence == opened_at
-    return event.document.task.state.code in FINAL and event.document.change is not Change.EDITED
+    return event.document.change is Change.CONCLUDED
 
 
 # --- what is sent --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ payload is the document as JSON. Everything that arrives is validated here; what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated
 
@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import RUN_ID, Command, Source
+from runwire.domain.run import RUN_ID, Command, Source, Tick
 from runwire.domain.task import LogEntry
+from runwire.domain.ticks import Alarm
 from runwire.messaging import subjects
 
 LARGEST_DOCUMENT = 16 * 1024
@@ -92,6 +93,7 @@ def decode_command(
         task=task,
         run=run,
         source=source_of_command(headers),
+        tick=tick_of_command(headers),
         accepted=accepted,
         sequence=sequence,
         delivery=delivery,
@@ -114,6 +116,35 @@ def source_of_command(message_headers: Mapping[str, str] | None) -> Source:
     known = {name.lower(): value for name, value in (message_headers or {}).items()}
     source = known.get(subjects.RUN_SOURCE.lower(), Source.BUS)
     return Source(source) if source in set(Source) else Source.BUS
+
+
+def encode_tick(tick: Tick) -> str:
+    """A tick as the header of its command."""
+    return f"{tick.version} {tick.due.astimezone(UTC).isoformat()}"
+
+
+def tick_of_command(message_headers: Mapping[str, str] | None) -> Tick | None:
+    """The tick a stored command says it stands for; None: it names none, or garbles it. Nothing proves it yet."""
+    if not message_headers or subjects.RUN_TICK not in message_headers:
+        return None
+    version, _, due = message_headers[subjects.RUN_TICK].partition(" ")
+    try:
+        return Tick(version=int(version), due=datetime.fromisoformat(due))
+    except ValueError:
+        return None
+
+
+def encode_alarm(alarm: Alarm) -> bytes:
+    """An alarm as the payload of its message."""
+    return alarm.model_dump_json(exclude_none=True).encode()
+
+
+def decode_alarm(payload: bytes) -> Alarm:
+    """The alarm in a message of SCHEDULES. Raises Undecodable."""
+    try:
+        return Alarm.model_validate_json(payload)
+    except ValidationError as invalid:
+        raise Undecodable(_first_complaint(invalid)) from None
 
 
 def encode_log(entry: LogEntry) -> bytes:

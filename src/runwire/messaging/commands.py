@@ -18,7 +18,7 @@ from nats.js.errors import APIError, NotFoundError
 from runwire.domain import lifecycle
 from runwire.domain.errors import NotAccepted, TaskBusy
 from runwire.domain.lifecycle import has_ended
-from runwire.domain.run import Command, Run, Source
+from runwire.domain.run import Command, Run, Source, Tick
 from runwire.messaging import chains, codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 
@@ -44,19 +44,23 @@ class _Verdict(Enum):
     """The message id belongs to somebody else's command: with a fresh one."""
 
 
-async def publish(bus: Bus, chain: int, task: int, run: str, *, source: Source, patience: float) -> None:
+async def publish(
+    bus: Bus, chain: int, task: int, run: str, *, source: Source, patience: float, tick: Tick | None = None
+) -> None:
     """Store the command that starts ``run``; afterwards it is durable. May be repeated with the same run id.
 
     For up to ``patience`` seconds a broker that does not answer is asked again. Raises TaskBusy (another run is
     outstanding) or NotAccepted (not known to be stored).
     """
     deadline = asyncio.get_running_loop().time() + patience
-    message_id = run
+    headers = {subjects.MSG_ID: run, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
+    if tick is not None:
+        headers[subjects.RUN_TICK] = codec.encode_tick(tick)
     pause = 0.02
     refused = False
     while True:
         try:
-            verdict = await _try(bus, chain, task, run, source=source, message_id=message_id, deadline=deadline)
+            verdict = await _try(bus, chain, task, run, headers=headers, deadline=deadline)
             if verdict is _Verdict.REFUSED and not refused:
                 refused = True  # most often the acknowledgement of the last run is on its way: no need to look
                 await asyncio.sleep(GRACE)
@@ -68,7 +72,7 @@ async def publish(bus: Bus, chain: int, task: int, run: str, *, source: Source, 
         if verdict is _Verdict.STORED:
             return
         if verdict is _Verdict.FORGED:
-            message_id = uuid4().hex
+            headers[subjects.MSG_ID] = uuid4().hex
         if asyncio.get_running_loop().time() + pause > deadline:
             raise NotAccepted("The broker did not confirm the run in time; it may or may not have been accepted.")
         await asyncio.sleep(pause if verdict is _Verdict.AGAIN else 0)
@@ -118,10 +122,7 @@ async def remove(bus: Bus, message: RawStreamMsg) -> None:
         await bus.js.delete_msg(subjects.COMMANDS, message.seq or 0)
 
 
-async def _try(
-    bus: Bus, chain: int, task: int, run: str, *, source: Source, message_id: str, deadline: float
-) -> _Verdict:
-    headers = {subjects.MSG_ID: message_id, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
+async def _try(bus: Bus, chain: int, task: int, run: str, *, headers: dict[str, str], deadline: float) -> _Verdict:
     timeout = max(0.1, min(REQUEST_TIMEOUT, deadline - asyncio.get_running_loop().time()))
     if chain not in bus.chains:
         await chains.ensure(bus, chain, timeout=timeout)

@@ -64,7 +64,7 @@ class Event:
 
     @property
     def code(self) -> str:
-        """The state it brought the task into, ``EDITED`` or ``DELETED``: the last part of its subject."""
+        """The state it brought the task into, ``EDITED``, ``SKIPPED`` or ``DELETED``: the last part of its subject."""
         return subjects.event_code(self.document).upper()
 
 

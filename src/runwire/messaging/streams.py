@@ -61,11 +61,11 @@ INSUFFICIENT_STORAGE = 10047
 def stream_configs(settings: Settings) -> list[StreamConfig]:
     """Every stream, as it is created."""
 
-    def stream(name: str, subject: str, **config: object) -> StreamConfig:
+    def stream(name: str, *accepted: str, **config: object) -> StreamConfig:
         share = SHARES.get(name)
         return StreamConfig(
             name=name,
-            subjects=[subject],
+            subjects=[*accepted],
             storage=StorageType.FILE,
             num_replicas=settings.nats_replicas,
             max_bytes=settings.store_bytes * share // 100 if share else None,
@@ -95,6 +95,16 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             allow_direct=True,
         ),
         stream(subjects.LOGS, subjects.ALL_LOGS, max_msgs_per_subject=LOG_LINES_PER_TASK, max_age=LOG_DAYS * DAY),
+        # An alarm is never dropped, whatever its size or age: there is one per task, and only we write here. It stays
+        # until it rings, as no consumer ever takes in tasks.sch.>.
+        stream(
+            subjects.SCHEDULES,
+            subjects.ALL_ALARMS,
+            subjects.ALL_DUE,
+            retention=RetentionPolicy.WORK_QUEUE,
+            allow_msg_schedules=True,
+            allow_direct=True,
+        ),
         stream(subjects.DEADLETTERS, subjects.ALL_DEADLETTERS, max_age=DEAD_LETTER_DAYS * DAY, allow_direct=True),
         # A key that a full stream would forget is a run that could happen twice: it refuses instead.
         stream(

@@ -3,8 +3,11 @@
 ::
 
     tasks.cmd.<chain>.<task>.execute       COMMANDS     what shall be run
-    tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error edited deleted
+    tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error edited
+                                                        skipped deleted
     tasks.log.<chain>.<task>               LOGS         what runs had to say
+    tasks.sch.<chain>.<task>               SCHEDULES    the alarm of a task: when it is due next
+    tasks.due.<chain>.<task>               SCHEDULES    an alarm that has rung
     tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
     tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
     tasks.aud.<chain>                      AUDIT        calls that were refused
@@ -24,13 +27,16 @@ from runwire.domain.lifecycle import Change, Document
 from runwire.domain.task import MAX_ID
 
 COMMANDS, EVENTS, LOGS, DEADLETTERS = "COMMANDS", "EVENTS", "LOGS", "DEADLETTERS"
-KEYS, AUDIT, IDS = "KEYS", "AUDIT", "IDS"
-STREAMS = (COMMANDS, EVENTS, LOGS, DEADLETTERS, KEYS, AUDIT, IDS)
+SCHEDULES, KEYS, AUDIT, IDS = "SCHEDULES", "KEYS", "AUDIT", "IDS"
+STREAMS = (COMMANDS, EVENTS, LOGS, SCHEDULES, DEADLETTERS, KEYS, AUDIT, IDS)
 
 ALL_COMMANDS = "tasks.cmd.*.*.execute"
 ALL_EVENTS = "tasks.evt.>"
 ALL_ERRORS, ALL_DELETIONS = "tasks.evt.*.*.error", "tasks.evt.*.*.deleted"
+DEFINITIONS = ["tasks.evt.*.*.ready", "tasks.evt.*.*.edited", ALL_DELETIONS]
+"""The events that may change when a task is due."""
 ALL_LOGS = "tasks.log.>"
+ALL_ALARMS, ALL_DUE = "tasks.sch.*.*", "tasks.due.*.*"
 ALL_DEADLETTERS = "tasks.dlq.>"
 ALL_KEYS = "tasks.key.*"
 ALL_AUDIT = "tasks.aud.*"
@@ -38,6 +44,8 @@ ID_COUNTER = "tasks.ids"
 
 SHARED_WORKERS = "workers"
 """The one consumer that all chains shared in earlier versions; its filter stands in the way of those of the chains."""
+FORWARDERS, ALARM_SETTERS = "forwarders", "alarm-setters"
+"""The durable consumers that all workers share: on SCHEDULES for what is due, on EVENTS for what changes it."""
 CONSUMER_CREATED = f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{COMMANDS}.*"
 """Where the broker tells that COMMANDS has a new consumer."""
 ROLL_CALL = "tasks.wrk.call"
@@ -56,6 +64,8 @@ EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 INCREMENT = "Nats-Incr"
 TTL = "Nats-TTL"
+SCHEDULE = "Nats-Schedule"
+SCHEDULE_TARGET = "Nats-Schedule-Target"
 
 KEY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What the name of a key's record looks like: one token of a subject."""
@@ -66,6 +76,8 @@ EVENT_ID = "ce-id"
 # Headers of ours, on commands and dead letters.
 RUN_ID = "Run-Id"
 RUN_SOURCE = "Run-Source"
+RUN_TICK = "Run-Tick"
+"""``<version of the schedule> <time>``: the tick a command stands for. Its run id proves it."""
 DEAD_REASON = "Dead-Letter-Reason"
 DEAD_DETAIL = "Dead-Letter-Detail"
 DEAD_SUBJECT = "Dead-Letter-Subject"
@@ -108,11 +120,11 @@ def event(document: Document) -> str:
 
 
 def event_code(document: Document) -> str:
-    """What an event is about: the task's state; ``edited`` or ``deleted`` when no run has brought it about.
+    """What an event is about: the task's state; ``edited``, ``skipped`` or ``deleted`` when no run brought it about.
 
     So each event on ``done`` and ``error`` is the end of a run, and the stream keeps as many ends as it is told to.
     """
-    if document.change in {Change.EDITED, Change.DELETED}:
+    if document.change in {Change.EDITED, Change.SKIPPED, Change.DELETED}:
         return document.change.value
     return document.task.state.code.value.lower()
 
@@ -135,6 +147,16 @@ def events_of_any_chain(task: int) -> str:
 def ended_runs_of(chain: int) -> list[str]:
     """The final events of all tasks of a chain."""
     return [f"tasks.evt.{_id(chain)}.*.done", f"tasks.evt.{_id(chain)}.*.error"]
+
+
+def alarm(chain: int, task: int) -> str:
+    """Where the one alarm of a task is published; another one takes its place."""
+    return f"tasks.sch.{_id(chain)}.{_id(task)}"
+
+
+def due(chain: int, task: int) -> str:
+    """Where the broker publishes the alarm when its time has come."""
+    return f"tasks.due.{_id(chain)}.{_id(task)}"
 
 
 def log(chain: int, task: int) -> str:

@@ -14,7 +14,8 @@ from itertools import chain as chained
 from typing import Any
 
 from runwire.domain.lifecycle import Change, Document
-from runwire.domain.task import FINAL, MAX_ID, Task
+from runwire.domain.run import Run
+from runwire.domain.task import MAX_ID, Task
 from runwire.readmodel import audit
 
 LARGEST_STATEMENT = 512
@@ -66,7 +67,7 @@ def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord],
             _delete_task(connection, task, record.sequence)
             continue
         last[task] = record
-        if document.run is not None and document.run.code in FINAL and document.change is Change.CONCLUDED:
+        if _run_in_history(document) is not None:
             ended.setdefault(task, []).append(record)
     if last:
         _upsert_tasks(connection, list(last.values()))
@@ -180,7 +181,7 @@ def _count(connection: sqlite3.Connection, changes: str, values: tuple[object, .
 def _add_runs(connection: sqlite3.Connection, records: Sequence[EventRecord], history: int) -> None:
     rows = []
     for record in records:
-        run = record.document.run
+        run = _run_in_history(record.document)
         if run is not None:
             rows.append((record.sequence, run.task, run.id, run.code.value, run.model_dump_json().encode()))
     _stage(connection, "staged_run", rows)
@@ -199,6 +200,17 @@ def _add_runs(connection: sqlite3.Connection, records: Sequence[EventRecord], hi
         (history,),
     )
     connection.execute("DELETE FROM staged_run")
+
+
+def _run_in_history(document: Document) -> Run | None:
+    """The run that this event adds to the task's history: one that has just ended, or ticks that were skipped."""
+    match document.change:
+        case Change.CONCLUDED:
+            return document.run
+        case Change.SKIPPED:
+            return document.skipped
+        case _:
+            return None
 
 
 def _delete_task(connection: sqlite3.Connection, task: int, sequence: int) -> None:

@@ -13,8 +13,8 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import PUBLIC_FIELDS, Run
-from runwire.domain.task import FINAL, StateCode
+from runwire.domain.run import PUBLIC_FIELDS, Run, RunCode
+from runwire.domain.task import StateCode
 from runwire.messaging import subjects
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
@@ -22,6 +22,9 @@ from runwire.readmodel.projection import position
 
 LOGS_IN_LISTS = 10
 """Log entries each task brings along in a list: as many as a single task does by default."""
+
+HISTORY = frozenset({RunCode.DONE, RunCode.ERROR, RunCode.SKIPPED})
+"""The codes of the runs that are over."""
 
 Stored = dict[str, Any]
 """A task or a run in JSON, as its document has it: in lists it is passed on as it is, without being made a model of."""
@@ -119,9 +122,9 @@ class Reader:
         )
         return Run.model_validate_json(row[0]) if row else None
 
-    async def runs(self, task: int, *, code: StateCode | None, limit: int, offset: int) -> tuple[list[Stored], int]:
-        """A page of the task's ended runs as the API shows them, newest first, and how many are kept in all."""
-        codes = tuple(FINAL if code is None else FINAL & {code})
+    async def runs(self, task: int, *, code: RunCode | None, limit: int, offset: int) -> tuple[list[Stored], int]:
+        """A page of the task's runs that are over as the API shows them, newest first, and how many are kept in all."""
+        codes = tuple(HISTORY if code is None else HISTORY & {code})
 
         def query(connection: sqlite3.Connection) -> tuple[list[Stored], int]:
             total = 0

@@ -75,7 +75,7 @@ class Consumer:
 
     async def start(self) -> None:
         """Begin to take commands."""
-        await self._executor.start()
+        await self._bus.until_available(self._executor.start)
         await self._requests.start()
         self._bus.on_reconnect.append(self._begin_anew)
         await self._bus.until_available(self._roster.start)

@@ -13,16 +13,16 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from runwire.app import App
-from runwire.domain import lifecycle
+from runwire.domain import lifecycle, ticks
 from runwire.domain.errors import Conflict
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import Command, Failed, Outcome, Run
+from runwire.domain.run import Command, Failed, Outcome, Run, Source
 from runwire.domain.task import LogLevel
-from runwire.messaging import commands, events
+from runwire.messaging import commands, events, site
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import Head
 from runwire.settings import Settings
@@ -102,9 +102,11 @@ class Executor:
         self._settings = settings
         self._clock = clock
         self._hints: OrderedDict[tuple[int, int], Head] = OrderedDict()
+        self._key = b""
 
     async def start(self) -> None:
-        """Listen for runs that are ended from outside."""
+        """Listen for runs that are ended from outside. Raises one of UNAVAILABLE; then it may be called again."""
+        self._key = await site.server_key(self._bus)
         await self._watch.start()
 
     async def stop(self) -> None:
@@ -117,6 +119,7 @@ class Executor:
 
     async def execute(self, command: Command) -> Disposition:
         """Do what the command asks for, as far as it is still to be done. Raises one of UNAVAILABLE, or Undecodable."""
+        command = self._proven(command)
         verified = False
         for _ in range(ROUNDS):
             head, decision = await self._look(command, verified=verified)
@@ -147,6 +150,15 @@ class Executor:
                     if disposition is not None:
                         return disposition
         return Later(1.0)
+
+    def _proven(self, command: Command) -> Command:
+        """The command without what it only claims: that it stands for a tick of the schedule."""
+        if command.tick is None and command.source is not Source.SCHEDULE:
+            return command
+        tick = command.tick
+        if tick is not None and command.run == ticks.run_id(self._key, command.chain, command.task, tick):
+            return command
+        return replace(command, tick=None, source=Source.BUS)
 
     async def _look(self, command: Command, *, verified: bool) -> tuple[Head | None, lifecycle.Decision]:
         """The task's last event and what to do about the command.
