@@ -1,4 +1,4 @@
-"""Puts the worker together: bus, actions, executor, consumer, in a FastStream app."""
+"""Puts the worker together: bus, actions, executor, consumer, scheduler, in a FastStream app."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from runwire.app import App, load_app
 from runwire.messaging import streams
 from runwire.messaging.broker import Bus
 from runwire.process import calm_garbage_collector, notify_ready
+from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings, load
 from runwire.worker.actions.builtin import builtin_actions
 from runwire.worker.consumer import Consumer
@@ -27,6 +28,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     bus = Bus(chosen, "runwire worker")
     worker = FastStream(bus.broker, logger=None)
     consumers: list[Consumer] = []
+    scheduler = Scheduler(bus, chosen)
 
     @worker.on_startup
     async def connect() -> None:
@@ -41,12 +43,14 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
         consumer = Consumer(bus, Executor(bus, actions, chosen), chosen)
         consumers.append(consumer)
         await consumer.start()
+        await scheduler.start()
         log.info("worker ready, %d slots, actions: %s", chosen.worker_slots, ", ".join(sorted(actions.actions)),
                  extra={"action": "ready"})  # fmt: skip
         notify_ready()
 
     @worker.on_shutdown
     async def finish() -> None:
+        await scheduler.stop()
         for consumer in consumers:
             await consumer.stop()
 

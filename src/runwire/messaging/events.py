@@ -167,6 +167,25 @@ async def append_confirmed(
     raise NotAccepted("The broker did not confirm the change in time; it may or may not have been stored.")
 
 
+async def fullness(bus: Bus) -> float:
+    """How much of its size the stream takes, 0 to 1. Raises NotFoundError or one of UNAVAILABLE."""
+    info = await bus.js.stream_info(subjects.EVENTS)
+    limit = info.config.max_bytes or 0
+    return info.state.bytes / limit if limit > 0 else 0.0
+
+
+async def definitions(bus: Bus) -> AsyncIterator[Document]:
+    """The last document that created, edited or deleted each task, up to one of each kind, oldest first.
+
+    What has become of the task since then is not in it. Raises one of UNAVAILABLE.
+    """
+    last = await last_sequence(bus)
+    policy = DeliverPolicy.LAST_PER_SUBJECT
+    async for message in _read(bus, subjects.DEFINITIONS, until=last, policy=policy):
+        with contextlib.suppress(Undecodable):
+            yield codec.decode(message.data)
+
+
 async def ended_runs(bus: Bus, chain: int) -> AsyncIterator[Document]:
     """The final document of every run of the chain that the stream holds at the moment of the call, oldest first."""
     last = await last_sequence(bus)
@@ -275,9 +294,17 @@ async def _read_back(bus: Bus, fence: str, expected: int, event_id: str) -> int:
 
 
 async def _read(
-    bus: Bus, filters: list[str], *, start: int = 1, until: int, page: int = PAGE
+    bus: Bus,
+    filters: list[str],
+    *,
+    start: int = 1,
+    until: int,
+    page: int = PAGE,
+    policy: DeliverPolicy = DeliverPolicy.BY_START_SEQUENCE,
 ) -> AsyncGenerator[Msg, None]:
     """The messages of EVENTS that match, from sequence ``start`` to ``until``; at most a page of them in memory.
+
+    By another ``policy`` ``start`` says nothing.
 
     Raises TimeoutError when the broker goes away in between: half a history is not passed off as a whole.
     """
@@ -289,8 +316,8 @@ async def _read(
     consumer = await bus.js.add_consumer(
         subjects.EVENTS,
         ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=start,
+            deliver_policy=policy,
+            opt_start_seq=start if policy is DeliverPolicy.BY_START_SEQUENCE else None,
             ack_policy=AckPolicy.NONE,
             filter_subjects=filters,
             inactive_threshold=60.0,

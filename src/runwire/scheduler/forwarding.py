@@ -1,0 +1,239 @@
+"""A rung alarm becomes an execute command, and the next alarm is set.
+
+::
+
+    read the task ---> turn ---> record what was missed ---> command ---> next alarm ---> (acknowledge)
+
+Each step may be repeated, so a forwarder may die after any of them, and two may have the same alarm in hand: the run
+id derives from the tick, so its command is the same one; the document remembers how far the schedule has come; an
+alarm is only ever replaced by a later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from runwire.domain import lifecycle, ticks
+from runwire.domain.errors import Conflict, NotAccepted, TaskBusy
+from runwire.domain.lifecycle import Change, Document
+from runwire.domain.run import Source
+from runwire.domain.schedule import Overlap
+from runwire.domain.task import LogEntry, LogLevel, whole_seconds
+from runwire.domain.ticks import Alarm, Plan, Skipped, Turn
+from runwire.messaging import alarms, commands, events, logs, subjects
+from runwire.messaging.broker import Bus
+
+log = logging.getLogger("runwire.scheduler")
+
+PATIENCE = 10.0
+"""Seconds a broker that does not answer is asked again to store a command."""
+ROUNDS = 50
+"""How often a lost race is followed by another look before the alarm is put off."""
+FULL = 0.85
+"""Share of EVENTS that may be filled; the rest is for the ends of runs."""
+ROOM_INTERVAL = 2.0
+"""Seconds the last look at that share is believed."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+"""Seconds between two looks at a task that is waited for; an event of the task brings the next look forward."""
+
+
+class Forwarding:
+    """The steps, over one alarm at a time."""
+
+    def __init__(self, bus: Bus, *, clock: Callable[[], datetime]) -> None:
+        """``clock`` tells the time in UTC."""
+        self._bus = bus
+        self._clock = clock
+        self._looked = float("-inf")
+        self._share = 0.0
+        self.key = b""
+        """The installation's key, which the run ids derive from."""
+
+    async def forward(self, chain: int, task: int, alarm: Alarm, *, again: bool, on_wait: Callable[[], None]) -> None:
+        """Do what the alarm asks for, as far as it is still to be done.
+
+        ``again``: it was delivered before. ``on_wait`` is called when this will take as long as a run does. Raises
+        NotAccepted (later) or one of UNAVAILABLE.
+        """
+        if again and await self._has_gone_on(chain, task, alarm):
+            return
+        plan = ticks.plan_of(await self._document(chain, task))
+        if plan is None or plan.version != alarm.version:
+            return  # the task was changed: its alarm has been set anew, or will be
+        await self._require_room()
+        turn = ticks.turn(plan, alarm, now=self._clock())
+        if turn.missed is not None:
+            await self._record(plan, turn.missed)
+        skipped, until = None, turn.until
+        if turn.run is not None:
+            busy_with = await self._start(plan, turn, turn.run, on_wait=on_wait)
+            skipped, until = self._overlapped(plan, turn, turn.run, busy_with)
+        await self._go_on(plan, alarm, turn, skipped, until)
+
+    async def _has_gone_on(self, chain: int, task: int, alarm: Alarm) -> bool:
+        """Whether the forwarder that had the alarm before has set the next one already: its last step."""
+        found = await alarms.pending(self._bus, chain, task)
+        if found is None or found.alarm is None:
+            return False
+        return (found.alarm.version, found.alarm.due) > (alarm.version, alarm.due)
+
+    async def _document(self, chain: int, task: int) -> Document | None:
+        head = await events.load(self._bus, chain, task, leader=True)
+        return head.document if head else None
+
+    async def _require_room(self) -> None:
+        """Raises NotAccepted when EVENTS is so full that nothing new may begin."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked > ROOM_INTERVAL:
+            self._share = await events.fullness(self._bus)
+            self._looked = now
+        if self._share >= FULL:
+            raise NotAccepted("The event stream is nearly full.")
+
+    # --- the run -----------------------------------------------------------------------------------------
+
+    async def _start(self, plan: Plan, turn: Turn, due: datetime, *, on_wait: Callable[[], None]) -> str | None:
+        """Have the tick run; None: it has its command, else the run that is in its way."""
+        try:
+            await self._publish(plan, due)
+        except TaskBusy as busy:
+            if plan.overlap is not Overlap.WAIT and turn.making_up_until is None:
+                return busy.run
+        else:
+            return None
+        on_wait()
+        await self._publish_when_free(plan, due)
+        return None
+
+    async def _publish(self, plan: Plan, due: datetime) -> None:
+        """Store the tick's command; one that was stored before is the same one. Raises TaskBusy or NotAccepted."""
+        task, tick = plan.task, plan.tick(due)
+        run = ticks.run_id(self.key, task.chain, task.id, tick)
+        await commands.publish(
+            self._bus, task.chain, task.id, run, source=Source.SCHEDULE, patience=PATIENCE, tick=tick
+        )
+
+    async def _publish_when_free(self, plan: Plan, due: datetime) -> None:
+        """Store the tick's command once the task is free, unless the schedule has been changed by then."""
+        pause = SHORTEST_PAUSE
+        async with self._events_of(plan) as happened:
+            while True:
+                happened.clear()
+                current = ticks.plan_of(await self._document(plan.task.chain, plan.task.id))
+                if current is None or current.version != plan.version or current.cursor >= due:
+                    return None
+                try:
+                    return await self._publish(plan, due)
+                except TaskBusy:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await happened.wait()
+                pause = SHORTEST_PAUSE if happened.is_set() else min(pause * 2, LONGEST_PAUSE)
+
+    @asynccontextmanager
+    async def _events_of(self, plan: Plan) -> AsyncIterator[asyncio.Event]:
+        """Set with every event of the task. A hint: it may come before the event is in the stream, or not at all."""
+        happened = asyncio.Event()
+
+        async def hear(_message: Msg) -> None:
+            happened.set()
+
+        subject = subjects.events_of(plan.task.chain, plan.task.id)
+        subscription = await self._bus.nc.subscribe(subject, cb=hear)
+        try:
+            yield happened
+        finally:
+            with suppress(NatsError):
+                await subscription.unsubscribe()
+
+    # --- what was not run ----------------------------------------------------------------------------------
+
+    def _overlapped(
+        self, plan: Plan, turn: Turn, due: datetime, busy_with: str | None
+    ) -> tuple[Skipped | None, datetime]:
+        """The ticks that found the task busy, and the last tick that has been dealt with.
+
+        Either the one that rang, or, when it has waited, those that came meanwhile.
+        """
+        if busy_with is not None:
+            return ticks.overlapped(plan, first=due, last=due, busy_with=busy_with), due
+        if plan.overlap is not Overlap.WAIT or turn.making_up_until is not None:
+            return None, due
+        last = plan.schedule.latest_until(self._clock() - plan.delay, after=due)
+        first = plan.schedule.next_after(due)
+        if last is None or first is None:
+            return None, due
+        return ticks.overlapped(plan, first=first, last=last, busy_with=None), last
+
+    async def _record(self, plan: Plan, skipped: Skipped) -> None:
+        """Write skipped ticks into the task's history: a log line, then an event. Raises NotAccepted."""
+        task = plan.task
+        entry = ticks.record(self.key, task, plan.version, skipped, now=self._clock(), log_seq=0)
+        line = LogEntry(
+            date=whole_seconds(self._clock()), level=LogLevel.WARNING, message=ticks.in_words(skipped), run=entry.id
+        )
+        log_seq = await logs.publish(self._bus, task.chain, task.id, line, line_id=entry.id)
+        entry = entry.model_copy(update={"log_seq": log_seq})
+        for _ in range(ROUNDS):
+            head = await events.load(self._bus, task.chain, task.id, leader=True)
+            if head is None or head.document.change is Change.DELETED:
+                return
+            document = lifecycle.skip(head.document, entry, until=skipped.last)
+            try:
+                await events.append_confirmed(self._bus, document, expected=head.sequence)
+            except Conflict:
+                continue
+            log.info("task=%d %s", task.id, line.message, extra={"action": "skipped"})
+            return
+        raise NotAccepted("The task kept changing.")
+
+    # --- the next alarm ------------------------------------------------------------------------------------
+
+    async def _go_on(
+        self, plan: Plan, alarm: Alarm, turn: Turn, skipped: Skipped | None, until: datetime | None
+    ) -> None:
+        """Record what was skipped, unless that can wait, and set the alarm of the tick that follows."""
+        now = self._clock()
+        following = plan.schedule.next_after(until or max(plan.cursor, alarm.due - ticks.INSTANT))
+        unrecorded, recorded = alarm.unrecorded, alarm.recorded
+        if skipped is not None:
+            unrecorded = skipped.joined(unrecorded)
+        can_wait = skipped is not None and ticks.may_go_unrecorded(alarm, following, now=now)
+        if unrecorded is not None and not can_wait:
+            await self._record(plan, unrecorded)
+            unrecorded, recorded = None, now
+        if following is None:
+            return
+        is_behind = following <= now - plan.delay
+        wanted = Alarm(
+            version=plan.version,
+            due=following,
+            making_up_until=turn.making_up_until if is_behind else None,
+            unrecorded=unrecorded,
+            recorded=recorded,
+        )
+        await self._set(plan, wanted)
+
+    async def _set(self, plan: Plan, alarm: Alarm) -> None:
+        """Set the alarm, unless there is one that is further on. Raises NotAccepted."""
+        chain, task = plan.task.chain, plan.task.id
+        expected = 0  # as a rule: the last one has rung
+        for _ in range(ROUNDS):
+            try:
+                return await alarms.put(self._bus, chain, task, alarm, at=plan.rings_at(alarm), expected=expected)
+            except Conflict:
+                found = await alarms.pending(self._bus, chain, task)
+            if found is None:
+                expected = 0
+            elif found.alarm is not None and (found.alarm.version, found.alarm.due) >= (alarm.version, alarm.due):
+                return None
+            else:
+                expected = found.sequence
+        raise NotAccepted("The alarm of the task kept changing.")

@@ -1,0 +1,35 @@
+"""Everything a worker process does for schedules, as one thing to start and to stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from runwire.messaging.broker import Bus
+from runwire.scheduler.forwarder import Forwarder
+from runwire.scheduler.reconciler import keep_reconciled
+from runwire.scheduler.setter import Setter
+from runwire.settings import Settings
+
+
+class Scheduler:
+    """Setter, forwarder and reconciler of one process."""
+
+    def __init__(self, bus: Bus, settings: Settings) -> None:
+        """Nothing runs before :meth:`start`."""
+        self._bus = bus
+        self._setter = Setter(bus, settings)
+        self._forwarder = Forwarder(bus, settings)
+        self._reconciler: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to set and to forward alarms."""
+        await self._forwarder.start()
+        await self._setter.start()
+        self._reconciler = asyncio.create_task(keep_reconciled(self._bus))
+
+    async def stop(self) -> None:
+        """Hand over to the other workers. May be called before :meth:`start`, and twice."""
+        if self._reconciler is not None:
+            self._reconciler.cancel()
+        await self._setter.stop()
+        await self._forwarder.stop()
