@@ -266,8 +266,8 @@ async def test_rebuild_and_doctor_say_what_they_see(tmp_path: Path) -> None:
         assert healthy.returncode == 0, healthy.stdout + healthy.stderr
         lines = healthy.stdout.splitlines()
         assert [line.split("  ")[0] for line in lines] == [
-            "broker", "stream COMMANDS", "stream EVENTS", "stream LOGS", "stream DEADLETTERS", "stream KEYS",
-            "stream AUDIT", "stream IDS",
+            "broker", "stream COMMANDS", "stream EVENTS", "stream LOGS", "stream SCHEDULES",
+            "stream DEADLETTERS", "stream KEYS", "stream AUDIT", "stream IDS",
             "workers", "read model", "adapter",
         ]  # fmt: skip
         assert all(" OK " in line for line in lines)
@@ -305,7 +305,7 @@ async def test_a_service_on_the_bus_starts_a_run_and_sees_its_events(tmp_path: P
         ]  # fmt: skip
         run_id = f"bus-{ack.seq}"
         assert seen[1].headers["ce-subject"] == run_id
-        run_ = (await service.http.get(f"/tasks/12345/runs/{run_id}")).json()
+        run_ = (await service.http.get(f"/tasks/12345/runs/{run_id}", headers={"Prefer": "wait=10"})).json()
         assert (run_["code"], run_["source"]) == ("DONE", "bus")
         await bus.close()
 

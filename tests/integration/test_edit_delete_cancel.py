@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -881,7 +881,7 @@ async def test_an_append_is_recognised_although_others_have_written_on_top_of_it
     """Its acknowledgement was lost, and by the time it is repeated the task has gone on."""
     created = await make_task(bus)
     definition = lifecycle.Definition(chain=CHAIN, desc="x", target=created.task.target, trigger={})
-    mine = lifecycle.edit(created, definition, by="x")
+    mine = lifecycle.edit(created, definition, by="x", now=datetime.now(UTC))
     first = await events.append(bus, mine, expected=1, event_id="mine")
     await events.append_confirmed(bus, lifecycle.delete(mine, by="x"), expected=first)
     assert await events.append(bus, mine, expected=1, event_id="mine") == first

@@ -15,7 +15,7 @@ from runwire.app import App
 from runwire.bootstrap.adapter import start_projector
 from runwire.domain.errors import SetupError
 from runwire.domain.lifecycle import Change
-from runwire.domain.task import StateCode
+from runwire.domain.run import RunCode
 from runwire.messaging import events, streams
 from runwire.messaging.broker import Bus
 from runwire.readmodel import projection
@@ -221,7 +221,7 @@ async def test_a_completion_faster_than_anybody_can_wait_is_not_missed(bus: Bus,
         for number in range(200):
             with model.waiters.registered(1, f"r{number}") as end:
                 await publish_command(bus, f"r{number}")
-                assert (await asyncio.wait_for(end, 10)).code is StateCode.DONE
+                assert (await asyncio.wait_for(end, 10)).code is RunCode.DONE
             await eventually(lambda: queue_is_empty(bus))
 
 

@@ -69,7 +69,7 @@ class Life:
         if choice < 0.1:
             return lifecycle.delete(document, by="tester")
         if choice < 0.3:
-            return lifecycle.edit(document, self._definition(), by="tester")
+            return lifecycle.edit(document, self._definition(), by="tester", now=NOW)
         command = Command(
             chain=document.task.chain, task=document.task.id, run=f"r{self.sequence}", source=Source.HTTP,
             accepted=NOW, sequence=self.sequence, delivery=1,

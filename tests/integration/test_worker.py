@@ -15,7 +15,7 @@ from runwire import artifacts
 from runwire.app import App
 from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Change
-from runwire.domain.run import Command, Done, Source
+from runwire.domain.run import Command, Done, RunCode, Source
 from runwire.domain.task import RetryPolicy, StateCode
 from runwire.messaging import codec, deadletters, events
 from runwire.messaging.broker import Bus
@@ -238,7 +238,7 @@ async def test_a_result_larger_than_a_message_is_kept_as_a_file(bus: Bus, app: A
     async with worker(bus, app, settings):
         await publish_command(bus, "r1")
         document = await ended(bus, "r1")
-    assert document.run.code is StateCode.DONE
+    assert document.run.code is RunCode.DONE
     assert document.task.result == {"file": "Result-1.json", "bytes": 3_000_011}
     assert len(await artifacts.get(bus, f"{CHAIN}/1/r1/Result-1.json")) == 3_000_011
 
@@ -496,7 +496,7 @@ async def test_a_run_left_behind_without_a_command_is_ended_as_lost_and_the_next
     )
     async with worker(bus, app, settings):
         await publish_command(bus, "r1")
-        assert (await ended(bus, "r1")).run.code is StateCode.DONE
+        assert (await ended(bus, "r1")).run.code is RunCode.DONE
     assert (await ended(bus, "ghost")).run.error.code == "lost"
 
 
@@ -565,7 +565,7 @@ async def test_stopping_a_worker_lets_its_runs_finish(bus: Bus, app: App, settin
         await asyncio.sleep(0)
         gate.opened.set()
         await stopping
-    assert (await ended(bus, "r1")).run.code is StateCode.DONE
+    assert (await ended(bus, "r1")).run.code is RunCode.DONE
     assert await queue_is_empty(bus)
 
 
@@ -629,7 +629,7 @@ async def test_a_broker_that_is_killed_in_the_middle_of_a_run_does_not_cost_it(
         gate.opened.set()
         fresh = await connected(settings)
         document = await ended(fresh, "r1", within=20)
-        assert document.run.code is StateCode.DONE
+        assert document.run.code is RunCode.DONE
         await eventually(lambda: queue_is_empty(fresh))
         assert finals(await history(fresh)) == ["r1"]
         await publish_command(fresh, "r2")

@@ -41,7 +41,7 @@ def claimed(document: Document, asked: Command | None = None, claim_id: str = "c
 
 
 def edited(document: Document, action: str = "b", **fields: object) -> Document:
-    return lifecycle.edit(document, definition(action, **fields), by="someone")
+    return lifecycle.edit(document, definition(action, **fields), by="someone", now=NOW)
 
 
 def decide(document: Document, asked: Command, *, verified: bool = False):
@@ -414,7 +414,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def the_task_follows_its_run(self) -> None:
         run, state = self.document.run, self.document.task.state
-        assert state.code is (run.code if run else StateCode.READY)
+        assert state.code == (run.code if run else StateCode.READY)
         assert (state.last_run_date is None) == (not any(event.run and event.run.started for event in self.events))
 
     @invariant()

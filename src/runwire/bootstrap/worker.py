@@ -27,8 +27,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     own = app or (load_app(chosen.app) if chosen.app else None)
     bus = Bus(chosen, "runwire worker")
     worker = FastStream(bus.broker, logger=None)
-    consumers: list[Consumer] = []
-    scheduler = Scheduler(bus, chosen)
+    parts: list[Consumer | Scheduler] = []
 
     @worker.on_startup
     async def connect() -> None:
@@ -41,18 +40,18 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
         if own is not None:
             actions.include(own)
         consumer = Consumer(bus, Executor(bus, actions, chosen), chosen)
-        consumers.append(consumer)
-        await consumer.start()
-        await scheduler.start()
+        scheduler = Scheduler(bus, chosen)
+        for part in (consumer, scheduler):
+            parts.append(part)
+            await part.start()
         log.info("worker ready, %d slots, actions: %s", chosen.worker_slots, ", ".join(sorted(actions.actions)),
                  extra={"action": "ready"})  # fmt: skip
         notify_ready()
 
     @worker.on_shutdown
     async def finish() -> None:
-        await scheduler.stop()
-        for consumer in consumers:
-            await consumer.stop()
+        for part in reversed(parts):  # no more ticks, then no more runs
+            await part.stop()
 
     return worker
 
