@@ -87,7 +87,9 @@ async def _stream(bus: Bus, wanted: StreamConfig) -> tuple[StreamInfo | None, Fi
     differing = [name for name in DECISIVE if _value(info.config, name) != _value(wanted, name)]
     limit = info.config.max_bytes or 0
     share = info.state.bytes / limit if limit > 0 else 0.0
-    detail = f"{info.state.messages:,} messages, {info.state.bytes:,} bytes ({share:.0%} full)"
+    detail = f"{info.state.messages:,} messages, {info.state.bytes:,} bytes" + (
+        f" ({share:.0%} full)" if limit > 0 else ""
+    )
     if differing:
         detail = f"is not configured as it has to be: {', '.join(differing)}"
     elif share >= FULL:

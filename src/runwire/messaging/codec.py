@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Document
@@ -67,6 +68,15 @@ def decode(payload: bytes) -> Document:
         return Document.model_validate_json(payload)
     except ValidationError as invalid:
         raise Undecodable(_first_complaint(invalid)) from None
+
+
+def has_schedule(payload: bytes) -> bool:
+    """Whether the document in an event's payload has a schedule; nothing else about it is looked at."""
+    try:
+        value = from_json(payload)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("schedule") is not None
 
 
 def decode_command(

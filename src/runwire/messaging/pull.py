@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
 
 from runwire.messaging.broker import UNAVAILABLE, Bus
 
@@ -90,6 +91,9 @@ class Puller:
                     await self._on_reset()
                 except UNAVAILABLE:
                     await asyncio.sleep(0.2)
+                except JetStreamError as error:  # somebody has deleted the stream, or changed it
+                    log.error("cannot ask for messages: %s", error, extra={"action": "pull_reset"})
+                    await asyncio.sleep(2.0)
                 else:
                     return
 

@@ -88,7 +88,13 @@ class Forwarder:
             ),
         )
         self._puller.consume(subjects.SCHEDULES, subjects.FORWARDERS)
-        await self._puller.request(max(1, AT_ONCE - len(self._in_hand) + len(self._waiting)))
+        await self._refill()
+
+    async def _refill(self) -> None:
+        """Ask for as many alarms as there is room for, once it is worth a request."""
+        room = AT_ONCE - (len(self._in_hand) - len(self._waiting)) - self._puller.outstanding
+        if room >= AT_ONCE // 4:
+            await self._puller.request(room)
 
     def _receive(self, message: Msg) -> None:
         task = asyncio.create_task(self._process(message))
@@ -96,11 +102,9 @@ class Forwarder:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        del self._in_hand[task]
-        if task in self._waiting:
-            self._waiting.remove(task)
-        else:
-            self._run_errand(self._puller.request(1))
+        self._in_hand.pop(task, None)
+        self._waiting.discard(task)
+        self._run_errand(self._refill())
 
     async def _process(self, message: Msg) -> None:
         """Deal with an alarm and acknowledge it; one that could not be dealt with comes again."""
@@ -111,7 +115,7 @@ class Forwarder:
             log.info("%s is left to redelivery: %r", message.subject, error, extra={"action": "interrupted"})
             return
         except NotAccepted as error:
-            log.warning("%s waits: %s", message.subject, error, extra={"action": "postponed"})
+            log.debug("%s waits: %s", message.subject, error, extra={"action": "postponed"})
             answer = message.nak(delay=LATER)
         except Exception:
             log.exception("%s is tried again", message.subject, extra={"action": "broken"})
@@ -135,9 +139,9 @@ class Forwarder:
     def _wait_aside(self) -> None:
         """The alarm in hand waits for its task: make room for another one."""
         task = asyncio.current_task()
-        if task is not None and task not in self._waiting:
+        if task is not None:
             self._waiting.add(task)
-            self._run_errand(self._puller.request(1))
+            self._run_errand(self._refill())
 
     async def _beat(self) -> None:
         while True:

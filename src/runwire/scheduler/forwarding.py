@@ -94,6 +94,9 @@ class Forwarding:
         if now - self._looked > ROOM_INTERVAL:
             self._share = await events.fullness(self._bus)
             self._looked = now
+            if self._share >= FULL:
+                log.warning("EVENTS is %.0f %% full, nothing that is due is started", self._share * 100,
+                            extra={"action": "full"})  # fmt: skip
         if self._share >= FULL:
             raise NotAccepted("The event stream is nearly full.")
 

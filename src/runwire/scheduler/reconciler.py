@@ -30,6 +30,10 @@ log = logging.getLogger("runwire.scheduler")
 
 INTERVAL = 600.0
 """Seconds between two looks, about."""
+SELDOM = 50
+"""The time between two looks is at least so many times what one takes."""
+AT_ONCE = 32
+"""Tasks that are looked at closely at the same time."""
 PORTION = 200
 """Tasks after which the worker gets a breath."""
 BREATH = 1.0
@@ -63,11 +67,10 @@ async def reconcile(bus: Bus, *, clock: Callable[[], datetime] = _now) -> Report
     """
     pace = _Pace()
     plans: dict[tuple[int, int], Plan | None] = {}
-    async for document in events.definitions(bus):
+    async for key, document in events.schedules(bus):
         await pace.breathe()
-        key = (document.task.chain, document.task.id)
         plans.pop(key, None)
-        if document.schedule is not None and document.change is not Change.DELETED:
+        if document is not None and document.change is not Change.DELETED:
             plans[key] = ticks.plan_of(document)
     suspects: dict[tuple[int, int], None] = {}
     missing = {key: plan for key, plan in plans.items() if plan is not None}
@@ -79,19 +82,21 @@ async def reconcile(bus: Bus, *, clock: Callable[[], datetime] = _now) -> Report
         if plan is None or not fits(plan, found, now=clock()):
             suspects[found.chain, found.task] = None
     done = dict.fromkeys(Aligned, 0)
-    for chain, task in (*suspects, *missing):
+    questionable = [*suspects, *missing]
+    for begin in range(0, len(questionable), AT_ONCE):
         await pace.breathe()
-        aligned = await align(bus, chain, task, now=clock())
-        if aligned is not None:
-            done[aligned] += 1
+        portion = questionable[begin : begin + AT_ONCE]
+        for aligned in await asyncio.gather(*(align(bus, chain, task, now=clock()) for chain, task in portion)):
+            if aligned is not None:
+                done[aligned] += 1
     return Report(len(plans), pending, done[Aligned.SET], done[Aligned.MOVED], done[Aligned.REMOVED])
 
 
 async def keep_reconciled(bus: Bus) -> None:
     """Look now, and then every INTERVAL seconds, for as long as the process runs."""
     while True:
+        began = time.monotonic()
         with suppress(*UNAVAILABLE, NatsError, JetStreamError, NotAccepted):
-            began = time.monotonic()
             report = await reconcile(bus)
             repaired = report.set + report.moved + report.removed
             log.log(
@@ -100,7 +105,8 @@ async def keep_reconciled(bus: Bus) -> None:
                 report.schedules, report.alarms, time.monotonic() - began, report.set, report.moved, report.removed,
                 extra={"action": "reconciled"},
             )  # fmt: skip
-        await asyncio.sleep(INTERVAL * random.uniform(0.8, 1.2))  # noqa: S311 - not all workers at once
+        pause = max(INTERVAL, (time.monotonic() - began) * SELDOM)
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - not all workers at once
 
 
 class _Pace:

@@ -74,7 +74,13 @@ class Setter:
             ),
         )
         self._puller.consume(subjects.EVENTS, subjects.ALARM_SETTERS)
-        await self._puller.request(max(1, AT_ONCE - len(self._in_hand)))
+        await self._refill()
+
+    async def _refill(self) -> None:
+        """Ask for as many events as there is room for, once it is worth a request."""
+        room = AT_ONCE - len(self._in_hand) - self._puller.outstanding
+        if room >= AT_ONCE // 2:
+            await self._puller.request(room)
 
     def _receive(self, message: Msg) -> None:
         task = asyncio.create_task(self._process(message))
@@ -98,8 +104,9 @@ class Setter:
         else:
             with suppress(NatsError):
                 await message.ack()
+        self._in_hand.discard(asyncio.current_task())
         with suppress(NatsError):
-            await self._puller.request(1)
+            await self._refill()
 
 
 def _says_when(message: Msg) -> bool:
