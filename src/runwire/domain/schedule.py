@@ -354,6 +354,9 @@ NICKNAMES = {
 }
 
 NEVER = "never fires"
+STEPPED_RANGE = re.compile(r"([0-9]+|[A-Z]+)-([0-9]+|[A-Z]+)/0*[1-9][0-9]*")
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 CRON_FIELDS = ("minute", "hour", "day-of-month", "month", "day-of-week")
 
 
@@ -431,7 +434,22 @@ def _cron_line(cron: str) -> _CronLine:
         raise InvalidTrigger("cron", f"has {len(words)} fields; seconds and years are not supported")
     if len(words) != len(CRON_FIELDS):
         raise InvalidTrigger("cron", f"has to have five fields: {', '.join(CRON_FIELDS)}")
-    return _parsed(tuple(words))
+    return _parsed(tuple(",".join(map(_without_idle_step, word.split(","))) for word in words))
+
+
+def _without_idle_step(item: str) -> str:
+    """``5`` for ``5-5/2``, which cronsim 2.8 takes for ``5/2``, that is from 5 to the end."""
+    match = STEPPED_RANGE.fullmatch(item)
+    return match[1] if match is not None and _number(match[1]) == _number(match[2]) else item
+
+
+def _number(word: str) -> object:
+    """What a bound of a range stands for; the word itself if nothing does."""
+    if word.isdigit():
+        return int(word)
+    if word in MONTHS:
+        return MONTHS.index(word) + 1
+    return WEEKDAYS.index(word) if word in WEEKDAYS else word
 
 
 def _nickname(cron: str) -> str:
