@@ -19,6 +19,7 @@ from runwire.http import idempotency
 from runwire.http.idempotency import KEPT, KEPT_UNTIL_ENDED
 from runwire.http.schemas import TaskBody
 from runwire.http.services import Services
+from runwire.http.trigger_schemas import check_new
 from runwire.messaging import events, ids, keys
 from runwire.messaging.broker import UNAVAILABLE
 from runwire.messaging.keys import Kept, TaskRecord
@@ -45,8 +46,9 @@ class Created:
 async def create(parts: Services, body: TaskBody, *, by: str) -> Created:
     """Append the first event of the task under the wanted id, or under the counter's next one that is free.
 
-    ``by`` is the id of the access token. Raises IdTaken or NotAccepted.
+    ``by`` is the id of the access token. Raises InvalidFields (its trigger), IdTaken or NotAccepted.
     """
+    check_new(body.trigger.stored(), now=datetime.now(UTC))
     leap = 1
     while True:
         number = body.id or await ids.next_id(parts.bus, step=leap)
@@ -60,7 +62,10 @@ async def create(parts: Services, body: TaskBody, *, by: str) -> Created:
 
 
 async def create_once(parts: Services, body: TaskBody, key: str, *, by: str) -> Created:
-    """As :func:`create`; all calls with the same key and the same body get the one task. Raises KeyReused, too."""
+    """As :func:`create`; all calls with the same key and the same body get the one task. Raises KeyReused, too.
+
+    What was accepted once stays so: its trigger is not checked again when time has passed.
+    """
     name = idempotency.name_of(parts.server_key, ROUTE, by, key)
     event_id = idempotency.event_id_of(parts.server_key, name)
     request = idempotency.fingerprint(body)
@@ -80,6 +85,7 @@ async def create_once(parts: Services, body: TaskBody, key: str, *, by: str) -> 
 
 async def _plan(parts: Services, body: TaskBody, name: str, request: str) -> Kept[TaskRecord]:
     """Write down which id the task gets, before it gets it; unless somebody with the same key has just done so."""
+    check_new(body.trigger.stored(), now=datetime.now(UTC))
     number = body.id or await ids.next_id(parts.bus)
     record = TaskRecord(request=request, task=number, created=whole_seconds(datetime.now(UTC)))
     ttl = KEPT_UNTIL_ENDED.total_seconds()

@@ -31,6 +31,7 @@ from runwire.http.lookup import find_task, task_id
 from runwire.http.query import Query, parse_query
 from runwire.http.schemas import TaskPatch, TaskView, json_bytes, parse_patch, patched, task_view
 from runwire.http.services import Services, services
+from runwire.http.trigger_schemas import TASK_NOTE, task_note
 from runwire.messaging import cancellation, commands, events
 from runwire.messaging.broker import Bus
 from runwire.messaging.events import Head
@@ -65,13 +66,13 @@ async def edit_task(request: Request) -> Response:
         definition = patched(head.document.task, patch)
         edited = lifecycle.edit(head.document, definition, by=principal.token, now=datetime.now(UTC))
         if _says_the_same(head.document, edited):
-            return await _answer(parts, head.document)
+            return await _answer(parts, head.document, {})
         try:
             sequence = await events.append_confirmed(parts.bus, edited, expected=head.sequence)
         except Conflict:
             continue  # the same changes, to what it is now
         await parts.until_readable(sequence)
-        return await _answer(parts, edited)
+        return await _answer(parts, edited, task_note(edited, now=datetime.now(UTC)))
     raise NotAccepted("The task kept changing; nothing was stored.")
 
 
@@ -142,14 +143,13 @@ def _refuse_when_stopping(parts: Services) -> None:
         raise Draining("This adapter is stopping; try again.")
 
 
-async def _answer(parts: Services, document: Document) -> Response:
+async def _answer(parts: Services, document: Document, note: dict[str, str]) -> Response:
     """The task at this version, with its newest log entries."""
     task = document.task
     shown = await parts.reader.task(task.id, log_limit=LOG_ENTRIES, log_offset=0)
-    view = task_view(task, shown.logs if shown else [])
-    return Response(
-        json_bytes(view), 200, {"ETag": etag(task.version), "Cache-Control": "no-store"}, "application/json"
-    )
+    view = task_view(document, shown.logs if shown else [], now=datetime.now(UTC))
+    headers = {"ETag": etag(task.version), "Cache-Control": "no-store"} | note
+    return Response(json_bytes(view), 200, headers, "application/json")
 
 
 ENDPOINTS = (
@@ -157,7 +157,7 @@ ENDPOINTS = (
         method="PATCH", path="/tasks/{id}", handle=edit_task,
         parameters=(TASK_ID, IF_MATCH),
         body=TaskPatch, body_types=("application/merge-patch+json", "application/json"),
-        answers={200: Answer(text="The task, as it is now.", model=TaskView, headers=ETAG)},
+        answers={200: Answer(text="The task, as it is now.", model=TaskView, headers=ETAG | TASK_NOTE)},
         problems=(Forbidden, TaskNotFound, MalformedIfMatch, Stale, NotAccepted, Draining),
     ),
     Endpoint(

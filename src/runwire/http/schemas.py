@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import to_json
 
 from runwire.domain.errors import BodyTooLarge, FieldError, InvalidFields
-from runwire.domain.lifecycle import Definition
+from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.run import Run, RunCode
 from runwire.domain.task import (
     INTEGRAL,
@@ -33,14 +33,17 @@ from runwire.domain.task import (
     Task,
     TaskId,
 )
+from runwire.http import trigger_schemas
 from runwire.http.json_body import parse_json, pointer, read_json
+from runwire.http.trigger_schemas import TriggerBody, TriggerView
 from runwire.messaging.codec import LARGEST_DOCUMENT
+from runwire.readmodel.reader import ListedTask
 
 SAMPLE_TASK: dict[str, Any] = {
     "chain": 1764,
     "desc": "Export the run history every evening",
     "target": {"action": "export", "export_index": "runs", "export_format": "csv"},
-    "trigger": {},
+    "trigger": {"cron": "0 18 * * *", "time_zone": "Europe/Amsterdam"},
 }
 
 
@@ -73,7 +76,7 @@ EXAMPLE_TASK: dict[str, Any] = {
         "last_modified": "2026-05-26T14:35:45Z",
         "created_date": "2026-05-26T11:59:00Z",
     },
-    "trigger": {},
+    "trigger": {"cron": "0 18 * * *", "time_zone": "Europe/Amsterdam", "next": "2026-05-26T16:00:00Z"},
     "target": {"action": "export", "export_index": "runs", "export_format": "csv"},
     "logs": [
         {
@@ -123,20 +126,6 @@ class TargetBody(BaseModel):
     ) = None
 
 
-class TriggerBody(BaseModel):
-    """When the task runs. `{}`: only by hand. The filters are handed to the action."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    once: Annotated[Instant, Field(description="When to run (kept; not fired by this version).")] | None = None
-    repeat: (
-        Annotated[Literal["daily", "weekly", "monthly"], Field(description="Kept; not fired by this version.")] | None
-    ) = None
-    segment: JsonValue = None
-    segment_id: JsonValue = None
-    user_list: JsonValue = None
-
-
 class TaskBody(BaseModel):
     """A new task."""
 
@@ -165,7 +154,7 @@ class TaskBody(BaseModel):
             chain=self.chain,
             desc=self.desc,
             target=Target.model_validate(self.target.model_dump(mode="json", exclude_unset=True)),
-            trigger=self.trigger.model_dump(mode="json", exclude_unset=True),
+            trigger=self.trigger.stored(),
             debug=self.debug,
             timeout=self.timeout,
             retry=self.retry,
@@ -247,7 +236,7 @@ class TaskView(BaseModel):
     chain: int
     desc: str
     state: StateView
-    trigger: dict[str, Any]
+    trigger: TriggerView
     target: dict[str, Any]
     logs: Annotated[list[LogView], Field(description="Log entries of its runs, newest last.")]
     debug: str | None
@@ -373,10 +362,15 @@ def parse_patch(body: bytes) -> dict[str, JsonValue]:
 
 
 def patched(task: Task, patch: dict[str, JsonValue]) -> Definition:
-    """The task's definition with these changes; checked like that of a new task, with the same errors."""
-    definition = task.model_dump(mode="json", include=set(TaskPatch.model_fields))
-    merged = cast("dict[str, JsonValue]", _merge(definition, patch))
-    return parse_task(to_json({**merged, "chain": task.chain})).definition()
+    """The task's definition with these changes; checked like that of a new task, with the same errors.
+
+    Of a trigger whose times stay as they are nothing is asked again: what was stored once is never refused.
+    """
+    before = task.model_dump(mode="json", include=set(TaskPatch.model_fields))
+    merged = cast("dict[str, JsonValue]", _merge(before, patch))
+    definition = parse_task(to_json({**merged, "chain": task.chain})).definition()
+    trigger_schemas.check_changed(definition.trigger, task.trigger, created=task.state.created_date)
+    return definition
 
 
 def _merge(target: JsonValue, patch: JsonValue) -> JsonValue:
@@ -392,13 +386,23 @@ def _merge(target: JsonValue, patch: JsonValue) -> JsonValue:
     return merged
 
 
-def task_view(task: Task, logs: list[dict[str, JsonValue]]) -> dict[str, Any]:
-    """The task as the API shows it: JSON-ready, fields in the contract's order."""
-    return stored_view(task.model_dump(mode="json"), logs)
+def task_view(document: Document, logs: list[dict[str, JsonValue]], *, now: datetime) -> dict[str, Any]:
+    """The task as the API shows it: JSON-ready, fields in the contract's order. ``now``: what ``next`` is told for."""
+    cursor = document.schedule.cursor if document.schedule is not None else None
+    return _view(document.task.model_dump(mode="json"), logs, cursor=cursor, now=now)
 
 
-def stored_view(task: dict[str, Any], logs: list[dict[str, JsonValue]]) -> dict[str, Any]:
+def listed_view(found: ListedTask, *, now: datetime) -> dict[str, Any]:
     """As :func:`task_view`, of a task as its document has it in JSON."""
+    cursor = datetime.fromisoformat(found.schedule["cursor"]) if found.schedule is not None else None
+    return _view(found.task, found.logs, cursor=cursor, now=now)
+
+
+def _view(
+    task: dict[str, Any], logs: list[dict[str, JsonValue]], *, cursor: datetime | None, now: datetime
+) -> dict[str, Any]:
+    created = datetime.fromisoformat(task["state"]["created_date"])
+    task["trigger"] = trigger_schemas.shown(task["trigger"], task["id"], created=created, cursor=cursor, now=now)
     rest = {name: task.pop(name) for name in ("debug", "version", "result", "timeout", "retry")}
     return task | {"logs": logs} | rest
 

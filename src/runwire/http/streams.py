@@ -76,8 +76,10 @@ class EventsQuery(Query):
 
     chain: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only this one of the token's chains.")] = None
     code: Annotated[
-        Literal["READY", "INPROGRESS", "DONE", "ERROR", "EDITED", "DELETED"] | None,
-        Field(description="Only events that brought their task into this state; or edits, or deletions."),
+        Literal["READY", "INPROGRESS", "DONE", "ERROR", "EDITED", "SKIPPED", "DELETED"] | None,
+        Field(
+            description="Only events that brought their task into this state; or edits, skipped ticks, or deletions."
+        ),
     ] = None
     last_event_id: LastEventId = None
 
@@ -242,10 +244,14 @@ def _cloud_event(event: Event) -> dict[str, Any]:
     """The event as the bus has it, without what is only for workers and managers."""
     document = event.document
     attributes = {name[3:]: value for name, value in event.headers.items() if name.startswith("ce-")}
-    task = task_view(document.task, [])
+    task = task_view(document, [], now=datetime.fromisoformat(event.headers["ce-time"]))
     del task["logs"]
-    run = document.run.public() if document.run is not None else None
-    return attributes | {"data": {"task": task, "run": run, "change": document.change.value}}
+    if document.change is Change.DELETED and "next" in task["trigger"]:
+        task["trigger"]["next"] = None
+    data = {"task": task, "run": document.run and document.run.public(), "change": document.change.value}
+    if document.skipped is not None:
+        data["skipped"] = document.skipped.public()
+    return attributes | {"data": data}
 
 
 class _EventStream(StreamingResponse):
@@ -306,6 +312,9 @@ class EventData(_View):
     task: TaskInEvent
     run: RunView | None
     change: Annotated[Change, Field(description="What happened.")]
+    skipped: Annotated[
+        RunView | None, Field(description="Of `skipped` only: the ticks that were not run, as the history has them.")
+    ] = None
 
 
 class TaskEvent(_View):
@@ -315,7 +324,10 @@ class TaskEvent(_View):
     id: Annotated[str, Field(description="The same as on the bus.")]
     source: Annotated[str, Field(description="`/chains/<chain>/tasks/<task>`.")]
     type: Annotated[
-        str, Field(description="`dev.runwire.task.<code>.v1`; code: ready, inprogress, done, error, edited, deleted.")
+        str,
+        Field(
+            description="`dev.runwire.task.<code>.v1`; code: ready, inprogress, done, error, edited, skipped, deleted."
+        ),
     ]
     subject: Annotated[str | None, Field(description="Id of the run; absent before the first.")] = None
     time: datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import Field
@@ -21,8 +22,9 @@ from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED
 from runwire.http.lookup import find_task, readable_chains, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
-from runwire.http.schemas import TaskBody, TaskView, json_bytes, parse_task, stored_view, task_view
+from runwire.http.schemas import TaskBody, TaskView, json_bytes, listed_view, parse_task, task_view
 from runwire.http.services import services
+from runwire.http.trigger_schemas import TASK_NOTE, task_note
 from runwire.messaging import events
 from runwire.readmodel.reader import TaskFilter
 
@@ -64,10 +66,14 @@ async def create_task(request: Request) -> Response:
         created = await creation.create_once(parts, body, key, by=principal.token)
     await parts.until_readable(created.sequence)
     task = created.document.task
+    now = datetime.now(UTC)
+    if created.replayed:  # the task as it was created, whatever time it is by now
+        now = task.state.created_date
     headers = {"Location": f"/tasks/{task.id}", "ETag": etag(task.version), "Cache-Control": "no-store"}
     if created.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(json_bytes(task_view(task, [])), 201, headers, "application/json")
+    headers |= task_note(created.document, now=now)
+    return Response(json_bytes(task_view(created.document, [], now=now)), 201, headers, "application/json")
 
 
 async def list_tasks(request: Request) -> Response:
@@ -83,9 +89,8 @@ async def list_tasks(request: Request) -> Response:
     )
     tasks, total = await parts.reader.tasks(which, limit=query.limit, offset=query.offset)
     headers = page_headers(request, limit=query.limit, offset=query.offset, total=total)
-    return Response(
-        json_bytes([stored_view(found.task, found.logs) for found in tasks]), 200, headers, "application/json"
-    )
+    now = datetime.now(UTC)
+    return Response(json_bytes([listed_view(found, now=now) for found in tasks]), 200, headers, "application/json")
 
 
 async def get_task(request: Request) -> Response:
@@ -100,9 +105,9 @@ async def get_task(request: Request) -> Response:
         head = await events.find(parts.bus, task)
         if head is None or head.document.change is Change.DELETED:
             raise TaskNotFound(f"There is no task {task}.")
-        view = task_view(head.document.task, [])
+        view = task_view(head.document, [], now=datetime.now(UTC))
     else:
-        view = task_view(found.document.task, found.logs)
+        view = task_view(found.document, found.logs, now=datetime.now(UTC))
     headers = {"ETag": etag(view["version"]), "Cache-Control": "no-store"}
     return Response(json_bytes(view), 200, headers, "application/json")
 
@@ -112,7 +117,7 @@ ENDPOINTS = (
     Endpoint(
         method="POST", path="/tasks", handle=create_task, body=TaskBody,
         parameters=(IDEMPOTENCY_KEY,),
-        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION | ETAG | REPLAYED)},
+        answers={201: Answer(text="Created.", model=TaskView, headers=LOCATION | ETAG | REPLAYED | TASK_NOTE)},
         problems=(Forbidden, IdTaken, MalformedKey, KeyReused, NotAccepted, Draining),
     ),
     Endpoint(

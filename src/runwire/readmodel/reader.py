@@ -46,6 +46,8 @@ class ListedTask:
 
     task: Stored
     logs: list[LogLine]
+    schedule: Stored | None
+    """How far its schedule has come, in JSON; None: it never had one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,8 @@ class Reader:
                 row = _document_row(connection, task)
                 if row is not None:
                     logs = _logs(connection, task, limit=LOGS_IN_LISTS, offset=0)
-                    page.append(ListedTask(from_json(row[1])["task"], logs))
+                    document = from_json(row[1])
+                    page.append(ListedTask(document["task"], logs, document.get("schedule")))
             return page, total
 
         return await self._database.read(query)
