@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from runwire.cli_tasks import task_cli
 from runwire.cli_tokens import audit, token_cli
 from runwire.domain.errors import BrokerUnreachable, SetupError
 from runwire.process import EXIT_SETUP, set_up_logging
@@ -21,6 +22,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+cli.add_typer(task_cli)
 cli.add_typer(token_cli)
 
 AppOption = Annotated[

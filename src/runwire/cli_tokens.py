@@ -6,30 +6,22 @@ new chain, and who holds the broker's password owns the installation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from runwire.settings import Settings, load
+from runwire.cli_client import JsonOption, UrlOption, call, draw, fail, pages, tell
+from runwire.settings import load
 
 if TYPE_CHECKING:  # loaded by the commands: `runwire --help` has to be there at once
     from rich.console import Console
 
 token_cli = typer.Typer(name="token", help="Create, list, rotate and delete access tokens.", no_args_is_help=True)
 
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="The adapter (RUNWIRE_URL; else the one on this machine).")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="The answer as JSON, for programs.")]
 TokenArgument = Annotated[str, typer.Argument(metavar="TOKEN", help="Id of the access token.")]
 DescOption = Annotated[str, typer.Option("--desc", help="What it is for.")]
 
-PATIENCE = 30
-"""Seconds an adapter may take to answer."""
-WIDE = 10_000
-"""Columns to draw on: a line that is too long for a terminal is broken by it, and stays one line in a pipe."""
 MOST_SHOWN = 3
 """Chains of a token that a list names."""
 
@@ -60,8 +52,8 @@ def create(
         ((only, its_level),) = levels.items()
         reach = {"chain": _number(only), "level": its_level}
     body = {"kind": kind, "desc": desc, "expires": expires.isoformat(), **reach}
-    made = _create_as_operator(body) if as_operator else _call("POST", "/access_tokens", url, json=body).json()
-    _show(made, as_json, _secret_once)
+    made = _create_as_operator(body) if as_operator else call("POST", "/access_tokens", url, json=body).json()
+    tell(made, as_json, _secret_once)
 
 
 @token_cli.command("list")
@@ -72,8 +64,8 @@ def list_tokens(
     as_json: JsonOption = False,
 ) -> None:
     """List the access tokens of the chains that you manage."""
-    found = _pages("/access_tokens", url, {"chain": chain, "deleted": deleted or None}, limit=None)
-    _show(found, as_json, _token_table)
+    found = pages("/access_tokens", url, {"chain": chain, "deleted": deleted or None}, limit=None)
+    tell(found, as_json, _token_table)
 
 
 @token_cli.command()
@@ -85,19 +77,19 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show an access token."""
-    _show(_call("GET", _path(token), url).json(), as_json, _token_facts)
+    tell(call("GET", _path(token), url).json(), as_json, _token_facts)
 
 
 @token_cli.command()
 def deactivate(token: TokenArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Switch an access token off; `activate` switches it on again."""
-    _show(_call("PATCH", _path(token), url, json={"active": False}).json(), as_json, _token_facts)
+    tell(call("PATCH", _path(token), url, json={"active": False}).json(), as_json, _token_facts)
 
 
 @token_cli.command()
 def activate(token: TokenArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Switch an access token on."""
-    _show(_call("PATCH", _path(token), url, json={"active": True}).json(), as_json, _token_facts)
+    tell(call("PATCH", _path(token), url, json={"active": True}).json(), as_json, _token_facts)
 
 
 @token_cli.command()
@@ -110,13 +102,13 @@ def rotate(
     as_json: JsonOption = False,
 ) -> None:
     """Give an access token a new secret, which is shown this once, and another 90 days."""
-    _show(_call("POST", f"{_path(token)}/rotate", url, json={"overlap": overlap}).json(), as_json, _secret_once)
+    tell(call("POST", f"{_path(token)}/rotate", url, json={"overlap": overlap}).json(), as_json, _secret_once)
 
 
 @token_cli.command()
 def delete(token: TokenArgument, url: UrlOption = None) -> None:
     """Delete an access token for good; the audit trail keeps it."""
-    _call("DELETE", _path(token), url)
+    call("DELETE", _path(token), url)
 
 
 def audit(
@@ -129,62 +121,10 @@ def audit(
 ) -> None:
     """Show who changed what, and which calls were refused; newest first."""
     query = {"chain": chain, "action": action, "since": since}
-    _show(_pages("/audit", url, query, limit=limit), as_json, _audit_table)
+    tell(pages("/audit", url, query, limit=limit), as_json, _audit_table)
 
 
 # --- calling -------------------------------------------------------------------------------------------
-
-
-def _call(method: str, path: str, url: str | None, **request: Any) -> Any:
-    """The answer of the adapter; what it refuses ends the command with one line."""
-    import httpx  # noqa: PLC0415
-
-    settings = load(url=url)
-    base = settings.url or settings.local_url
-    headers = {"Authorization": f"Bearer {_credential(settings)}"}
-    try:
-        # A proxy may be on the way to an adapter elsewhere, not to the one on this machine.
-        with httpx.Client(base_url=base, timeout=PATIENCE, trust_env=settings.url is not None) as client:
-            answer = client.request(method, path, headers=headers, **request)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(f"no answer from {base}: {str(error) or type(error).__name__}")
-    if not answer.is_success:
-        _fail(_complaint(answer))
-    return answer
-
-
-def _pages(path: str, url: str | None, query: dict[str, Any], *, limit: int | None) -> list[Any]:
-    """The rows of a list, page by page; ``limit`` None: all."""
-    given = {name: value for name, value in query.items() if value is not None}
-    found: list[Any] = []
-    while limit is None or len(found) < limit:
-        size = 1000 if limit is None else min(1000, limit - len(found))
-        page = _call("GET", path, url, params={**given, "limit": size, "offset": len(found)}).json()
-        found += page
-        if len(page) < size:
-            break
-    return found
-
-
-def _credential(settings: Settings) -> str:
-    """``ID:SECRET`` to call with: the configured one, else the first token of the installation on this machine."""
-    if settings.token is not None:
-        return settings.token.get_secret_value()
-    try:
-        return settings.token_path.read_text().strip()
-    except OSError:
-        _fail(f"no access token: set RUNWIRE_TOKEN to ID:SECRET ({settings.token_path} cannot be read)")
-
-
-def _complaint(answer: Any) -> str:
-    """What a problem says, in one line."""
-    try:
-        problem = answer.json()
-        detail = str(problem["detail"])
-    except (ValueError, LookupError, TypeError):
-        return f"the adapter answered {answer.status_code} {answer.reason_phrase}"
-    fields = [f"{e.get('pointer') or e.get('parameter') or 'body'}: {e['detail']}" for e in problem.get("errors", ())]
-    return " ".join([detail, "; ".join(fields)]).strip()
 
 
 def _create_as_operator(body: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +140,7 @@ def _create_as_operator(body: dict[str, Any]) -> dict[str, Any]:
     try:
         wanted = parse_new(json.dumps(body).encode())
     except InvalidFields as invalid:
-        _fail(f"{invalid} {'; '.join(f'{error.pointer}: {error.detail}' for error in invalid.errors)}")
+        fail(f"{invalid} {'; '.join(f'{error.pointer}: {error.detail}' for error in invalid.errors)}")
     token_id, secret = access.new_credential()
     token = access.create_token(
         token_id,
@@ -229,9 +169,9 @@ async def _store(token: Any) -> None:
     try:
         await tokens.create_surely(bus, token)
     except NotAccepted as error:
-        _fail(str(error))
+        fail(str(error))
     except JetStreamError as error:
-        _fail(f"the broker at {bus.address} has no access tokens yet, start an adapter first ({error})")
+        fail(f"the broker at {bus.address} has no access tokens yet, start an adapter first ({error})")
     finally:
         await bus.nc.close()
 
@@ -241,7 +181,7 @@ def _grant(text: str, level: str) -> tuple[str, str]:
     chain, _, own = text.partition("=")
     wanted = own or level
     if wanted not in {"viewer", "operator", "manager"}:
-        _fail(f"{wanted!r} is no access level: viewer, operator or manager")
+        fail(f"{wanted!r} is no access level: viewer, operator or manager")
     return str(_number(chain)), wanted
 
 
@@ -249,7 +189,7 @@ def _number(chain: str) -> int:
     from runwire.domain.task import MAX_ID  # noqa: PLC0415
 
     if not (chain.isascii() and chain.isdecimal()) or not 1 <= int(chain[:20]) <= MAX_ID:
-        _fail(f"{chain!r} is no chain: a positive integer")
+        fail(f"{chain!r} is no chain: a positive integer")
     return int(chain)
 
 
@@ -257,23 +197,7 @@ def _path(token: str) -> str:
     return f"/access_tokens/{quote(token, safe='')}"
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"runwire: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
-
-
 # --- showing -------------------------------------------------------------------------------------------
-
-
-def _show(answer: Any, as_json: bool, draw: Callable[[Console, Any], None]) -> None:
-    import json  # noqa: PLC0415
-
-    if as_json:
-        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-        return
-    from rich.console import Console  # noqa: PLC0415
-
-    draw(Console(highlight=False, markup=False, emoji=False, width=WIDE), answer)
 
 
 def _secret_once(console: Console, token: Any) -> None:
@@ -297,7 +221,7 @@ def _token_facts(console: Console, token: Any) -> None:
     ]
     if token["previous_until"]:
         facts.insert(7, ("old secret", f"valid until {token['previous_until']}"))
-    _draw(console, None, facts)
+    draw(console, None, facts)
 
 
 def _token_table(console: Console, tokens: Any) -> None:
@@ -313,12 +237,12 @@ def _token_table(console: Console, tokens: Any) -> None:
         )
         for token in tokens
     ]
-    _draw(console, ("ID", "KIND", "REACHES", "STATE", "EXPIRES", "LAST USED", "DESC"), rows)
+    draw(console, ("ID", "KIND", "REACHES", "STATE", "EXPIRES", "LAST USED", "DESC"), rows)
 
 
 def _audit_table(console: Console, rows: Any) -> None:
     shown = [(row["date"], str(row["chain"]), row["action"], *_what(row), row["by"]) for row in rows]
-    _draw(console, ("DATE", "CHAIN", "ACTION", "SUBJECT", "DETAIL", "BY"), shown)
+    draw(console, ("DATE", "CHAIN", "ACTION", "SUBJECT", "DETAIL", "BY"), shown)
 
 
 def _what(row: Any) -> tuple[str, str]:
@@ -348,23 +272,3 @@ def _state(token: Any) -> str:
     if token["expires"] and datetime.fromisoformat(token["expires"]) <= datetime.now(UTC):
         return "expired"
     return "active"
-
-
-def _draw(console: Console, head: Iterable[str] | None, rows: Iterable[tuple[str, ...]]) -> None:
-    """Aligned columns, one line a row."""
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, show_header=head is not None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for title in head or ("", ""):
-        table.add_column(title, no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
-    with console.capture() as drawn:
-        console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
-
-
-def _printable(text: str) -> str:
-    """Without what could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
