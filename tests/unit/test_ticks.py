@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runwire.domain import lifecycle, ticks
-from runwire.domain.lifecycle import Change, Definition, Document, Progress
+from runwire.domain.lifecycle import Change, Definition, Document
+from runwire.domain.progress import Progress
 from runwire.domain.run import Command, Done, ErrorCode, RunCode, Source, Tick
 from runwire.domain.schedule import CatchUp, Overlap
 from runwire.domain.task import Target

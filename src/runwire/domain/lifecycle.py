@@ -22,23 +22,20 @@ them a worker has to apply when a command reaches it. Nobody else changes a docu
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
-from pydantic import AwareDatetime, JsonValue
+from pydantic import JsonValue
 
+from runwire.domain import progress
+from runwire.domain.progress import Progress
 from runwire.domain.run import Claim, Command, ErrorCode, Failed, Outcome, Run, RunCode, RunError
-from runwire.domain.schedule import SCHEDULE_FIELDS, InvalidTrigger, schedule_of
 from runwire.domain.task import FINAL, Model, RetryPolicy, State, StateCode, Target, Task, whole_seconds
 
 RING = 16
 """How many ended run ids a document remembers. The broker forgets the Msg-Id of a consumed command when
 it crashes; a publisher that lost its acknowledgement and tries again is recognised by this memory."""
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-SHORTEST = timedelta(microseconds=1)
 
 LONGEST_BACKOFF = 86_400.0
 """Seconds between two tries, at most."""
@@ -70,15 +67,6 @@ class Terms(Model):
     trigger: dict[str, JsonValue]
     timeout: float
     retry: RetryPolicy | None
-
-
-class Progress(Model):
-    """How far the task's schedule has come."""
-
-    version: int
-    """The version of the task that brought the schedule: a change of the trigger begins a new one."""
-    cursor: AwareDatetime
-    """Every tick up to and including this instant has been dealt with: run, skipped, or never meant."""
 
 
 class Document(Model):
@@ -213,7 +201,7 @@ def _decide_again(claim: Claim, command: Command, *, now: datetime, max_deliveri
 
 def create(definition: Definition, task_id: int, now: datetime, *, by: str | None = None) -> Document:
     """The first document of a task: READY."""
-    schedule = _begin_schedule(definition.trigger, {}, version=1, created=now, now=now)
+    schedule = progress.begin(definition.trigger, {}, version=1, created=now, now=now)
     now = whole_seconds(now)
     task = Task(
         id=task_id,
@@ -319,7 +307,7 @@ def queued(command: Command) -> Run:
 def skip(document: Document, skipped: Run, *, until: datetime) -> Document:
     """Some ticks up to and including ``until`` are not run; the task and its run stay as they are."""
     task = document.task.model_copy(update={"version": document.task.version + 1})
-    schedule = _moved(document.schedule, until)
+    schedule = progress.moved(document.schedule, until)
     return document.model_copy(
         update={"task": task, "change": Change.SKIPPED, "by": None, "schedule": schedule, "skipped": skipped}
     )
@@ -345,11 +333,10 @@ def edit(document: Document, definition: Definition, *, by: str, now: datetime) 
             "version": task.version + 1,
         }
     )
-    schedule = document.schedule
-    if _times(definition.trigger) != _times(task.trigger):
-        created = task.state.created_date
-        schedule = _begin_schedule(definition.trigger, task.trigger, version=edited.version, created=created, now=now)
-        schedule = schedule or (document.schedule and Progress(version=edited.version, cursor=now))
+    schedule = progress.after_edit(
+        document.schedule, definition.trigger, task.trigger,
+        version=edited.version, created=task.state.created_date, now=now,
+    )  # fmt: skip
     return document.model_copy(
         update={
             "task": edited, "change": Change.EDITED, "by": by, "started_with": started_with, "schedule": schedule,
@@ -424,36 +411,6 @@ def _end(document: Document, run: Run, outcome: Outcome, *, now: datetime, log_s
     return _next(document, ended, Change.CONCLUDED, now)
 
 
-def _times(trigger: Mapping[str, object]) -> dict[str, object]:
-    """What the trigger says about when."""
-    return {name: value for name, value in trigger.items() if name in SCHEDULE_FIELDS and value is not None}
-
-
-def _begin_schedule(
-    trigger: Mapping[str, JsonValue], before: Mapping[str, JsonValue], *, version: int, created: datetime, now: datetime
-) -> Progress | None:
-    """A schedule that counts from ``now`` on; a ``once`` that was set just now may lie before. None: by hand only."""
-    try:
-        schedule = schedule_of({**trigger, "paused": None}, created=created)
-        once = schedule_of({"once": trigger.get("once")}, created=created)
-    except InvalidTrigger:  # nobody could have stored it through a door
-        return None
-    if schedule is None:
-        return None
-    first = once.next_after(EPOCH) if once is not None else None
-    is_new = trigger.get("once") != before.get("once") and trigger.get("repeat") is None
-    if first is not None and is_new and first <= now and not trigger.get("paused"):
-        return Progress(version=version, cursor=first - SHORTEST)
-    return Progress(version=version, cursor=now)
-
-
-def _moved(schedule: Progress | None, until: datetime) -> Progress | None:
-    """The schedule once the ticks up to and including this instant have been dealt with."""
-    if schedule is None or until <= schedule.cursor:
-        return schedule
-    return schedule.model_copy(update={"cursor": until})
-
-
 def _run_of(document: Document) -> Run:
     if document.run is None:
         msg = f"task {document.task.id} has no run"
@@ -473,5 +430,5 @@ def _next(document: Document, run: Run, change: Change, now: datetime) -> Docume
         recent, started_with = (*recent, run.id)[-RING:], None
     result = run.result if code is StateCode.DONE else task.result
     task = task.model_copy(update={"state": state, "version": task.version + 1, "result": result})
-    schedule = document.schedule if run.tick is None else _moved(document.schedule, run.tick.due)
+    schedule = document.schedule if run.tick is None else progress.moved(document.schedule, run.tick.due)
     return Document(task=task, run=run, change=change, recent_runs=recent, started_with=started_with, schedule=schedule)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, WithJsonSchema
-from pydantic_core import to_json
 
 from runwire.domain import upcoming
 from runwire.domain.errors import FieldError, InvalidFields
 from runwire.domain.lifecycle import Document
+from runwire.domain.progress import says_when
 from runwire.domain.schedule import (
     LONGEST_CRON,
     LONGEST_JITTER,
@@ -185,13 +185,8 @@ def check_new(trigger: Mapping[str, JsonValue], *, now: datetime) -> None:
 
 def check_changed(trigger: Mapping[str, JsonValue], before: Mapping[str, JsonValue], *, created: datetime) -> None:
     """Raise InvalidFields unless the changed trigger of a task makes sense. What stays as it was is not looked at."""
-    if _times(trigger) != _times(before):
+    if says_when(trigger) != says_when(before):
         _refuse(_misfits(trigger) or _contradictions(trigger, created=created))
-
-
-def _times(trigger: Mapping[str, JsonValue]) -> dict[str, bytes]:
-    """What the trigger says about when, each value as JSON: to Python 1 and true are the same."""
-    return {field: to_json(value) for field, value in trigger.items() if field in SCHEDULE_FIELDS and value is not None}
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
