@@ -187,7 +187,7 @@ def test_a_year_of_missed_minutes_is_dealt_with_at_once() -> None:
     assert turn.run == NOON + timedelta(days=365)
     assert turn.missed is not None
     assert turn.missed.ticks == ticks.MOST_COUNTED
-    assert "More than 10000 ticks" in ticks.in_words(turn.missed)
+    assert "More than 1000 ticks" in ticks.in_words(turn.missed)
 
 
 def test_a_task_that_runs_once_waits_by_default_and_others_skip() -> None:

@@ -30,7 +30,7 @@ LATE = timedelta(minutes=1)
 """How late a tick may be run that nobody makes up for: a forwarder that is restarted misses none."""
 MOST_MADE_UP = 100
 """Missed ticks that ``catch_up: all`` runs afterwards, the latest ones."""
-MOST_COUNTED = 10_000
+MOST_COUNTED = 1000
 """Skipped ticks that are counted; of more it is said that there were more."""
 COALESCED = timedelta(minutes=1)
 """Ticks that are skipped for the same reason within this time share a record."""

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, WithJsonSchema
 
 from runwire.domain import upcoming
+from runwire.domain.cron import LONGEST as LONGEST_CRON
 from runwire.domain.errors import FieldError, InvalidFields
 from runwire.domain.lifecycle import Document
 from runwire.domain.progress import says_when
 from runwire.domain.schedule import (
-    LONGEST_CRON,
     LONGEST_JITTER,
     LONGEST_PERIOD,
     SCHEDULE_FIELDS,
