@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
+import nats
 import pytest
 from nats.aio.msg import Msg
 
@@ -536,6 +537,28 @@ async def test_the_run_id_of_a_tick_is_always_the_same_and_needs_the_key(bus: Bu
         ticks.run_id(key, CHAIN, 1, tick.model_copy(update={"version": 2})),
     }
     assert len(others | {ticks.run_id(key, CHAIN, 1, tick)}) == 5
+
+
+async def test_a_client_of_the_bus_can_neither_set_nor_ring_alarms(
+    bus: Bus, settings: Settings, broker: Broker
+) -> None:
+    await make_task(bus)
+    complaints: list[str] = []
+
+    async def complain(error: Exception) -> None:
+        complaints.append(str(error))
+
+    client = await nats.connect(broker.bus_url, error_cb=complain, inbox_prefix="_INBOX")
+    schedule = {"Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": subjects.command(CHAIN + 1, 1)}
+    for subject in (subjects.alarm(CHAIN, 1), subjects.due(CHAIN, 1)):
+        await client.publish(subject, b"{}", headers=schedule)
+        await eventually(lambda subject=subject: any(subject in text for text in complaints))
+    answer = await client.request(subjects.command(CHAIN, 1), b"{}", headers=schedule, timeout=5)
+    assert b"schedul" in answer.data  # COMMANDS refuses it
+    assert b"error" in answer.data
+    assert (await bus.js.stream_info(subjects.SCHEDULES)).state.messages == 0
+    assert (await bus.js.stream_info(subjects.COMMANDS)).state.messages == 0
+    await client.close()
 
 
 # --- repair --------------------------------------------------------------------------------------------------
