@@ -19,7 +19,7 @@ from runwire.domain.schedule import schedule_of
 from runwire.domain.ticks import Alarm
 from runwire.messaging import alarms, commands, events, site, subjects
 from runwire.messaging.broker import Bus
-from runwire.scheduler import forwarding
+from runwire.scheduler import forwarder, forwarding
 from runwire.scheduler.reconciler import Report, reconcile
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings
@@ -381,6 +381,25 @@ async def test_a_task_that_runs_once_waits_rather_than_be_skipped(
     assert await skips(bus) == []
 
 
+async def test_a_tick_that_waits_is_taken_over_and_is_not_missed(
+    bus: Bus, app: App, settings: Settings, monkeypatch
+) -> None:
+    monkeypatch.setattr(ticks, "LATE", timedelta(seconds=0.5))
+    due = now() + timedelta(seconds=0.5)
+    await make_task(bus, trigger={"once": due.isoformat(), "catch_up": "none"})
+    await publish_command(bus, "in-the-way")
+    async with scheduling(bus, settings) as first:
+        await eventually(lambda: any(forwarder_waits(first)))
+    await eventually(lambda: now() > due + timedelta(seconds=1))
+    async with scheduling(bus, settings) as second:
+        await eventually(lambda: any(forwarder_waits(second)))
+        assert (await reconcile(bus)).set == 0  # somebody has it in hand
+        async with worker(bus, app, settings):
+            _, scheduled = await has_run(bus, 2)
+    assert scheduled.run.tick.due == due
+    assert await skips(bus) == []
+
+
 async def test_a_tick_that_waits_gives_way_to_another_trigger(
     bus: Bus, app: App, settings: Settings, scheduler: Scheduler
 ) -> None:
@@ -452,6 +471,27 @@ async def test_a_broker_that_was_killed_over_a_due_time_rings_afterwards(
     await eventually(lambda: now() > due + timedelta(seconds=0.5))
     broker.start()
     async with worker(bus, app, settings):
+        (ended,) = await has_run(bus)
+    assert ended.run.tick.due == due
+
+
+async def test_what_is_due_waits_until_there_is_room_for_events(
+    bus: Bus, app: App, settings: Settings, scheduler: Scheduler, monkeypatch, caplog
+) -> None:
+    share = 0.9
+
+    async def fullness(_bus: Bus) -> float:
+        return share
+
+    monkeypatch.setattr(forwarding.events, "fullness", fullness)
+    monkeypatch.setattr(forwarding, "ROOM_INTERVAL", 0.1)
+    monkeypatch.setattr(forwarder, "LATER", 0.2)
+    due = now() + timedelta(seconds=0.3)
+    await make_task(bus, trigger={"once": due.isoformat()})
+    async with worker(bus, app, settings):
+        await eventually(lambda: caplog.text.count("nothing that is due is started") > 1)
+        assert await runs(bus) == []
+        share = 0.5
         (ended,) = await has_run(bus)
     assert ended.run.tick.due == due
 

@@ -181,6 +181,14 @@ def test_what_becomes_due_while_the_missed_ticks_are_run_is_no_new_downtime() ->
     assert turn.making_up_until is None
 
 
+def test_a_tick_that_waits_is_run_however_late_it_has_become() -> None:
+    none = plan({**HOURLY, "catch_up": "none", "overlap": "wait"})
+    waiting = Alarm(version=1, due=NOON + HOUR, waiting=True)
+    turn = ticks.turn(none, waiting, now=NOON + 9 * HOUR)
+    assert (turn.run, turn.missed, turn.until) == (NOON + HOUR, None, NOON + HOUR)
+    assert none.may_wait(turn)
+
+
 def test_a_year_of_missed_minutes_is_dealt_with_at_once() -> None:
     minutely = {"cron": "* * * * *"}
     turn = ticks.turn(plan(minutely), first(minutely), now=NOON + timedelta(days=365))

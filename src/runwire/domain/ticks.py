@@ -63,6 +63,8 @@ class Alarm(Model):
     """The tick it rings for."""
     making_up_until: AwareDatetime | None = None
     """Ticks up to this one were missed and are run one after the other: they wait for the task to be free."""
+    waiting: bool = False
+    """Its tick waits until the task is free, however long that takes."""
     unrecorded: Skipped | None = None
     """Ticks that were skipped since the last record."""
     recorded: AwareDatetime | None = None
@@ -84,6 +86,10 @@ class Plan:
     def rings_at(self, alarm: Alarm) -> datetime:
         """When the alarm rings: at its tick, or later by the task's share of the jitter."""
         return alarm.due + self.delay
+
+    def may_wait(self, turn: Turn) -> bool:
+        """Whether the tick of this turn waits for a task that is busy."""
+        return self.overlap is Overlap.WAIT or turn.making_up_until is not None
 
     def tick(self, due: datetime) -> Tick:
         """One of its ticks, by name."""
@@ -143,6 +149,8 @@ def turn(plan: Plan, alarm: Alarm, *, now: datetime) -> Turn:
     oldest = schedule.next_after(after)
     if newest is None or oldest is None:
         return Turn(run=None)
+    if alarm.waiting and oldest == alarm.due:
+        return Turn(oldest, until=oldest, making_up_until=alarm.making_up_until)
     if alarm.making_up_until is not None and oldest <= alarm.making_up_until:
         return Turn(oldest, until=oldest, making_up_until=alarm.making_up_until)
     if alarm.making_up_until is not None:  # what became due while it was at that is not missed but late

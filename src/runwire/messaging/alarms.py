@@ -73,6 +73,12 @@ async def remove(bus: Bus, found: Pending) -> None:
         await bus.js.delete_msg(subjects.SCHEDULES, found.sequence)
 
 
+async def rung(bus: Bus) -> set[tuple[int, int]]:
+    """(chain, task) of the alarms that have rung and that somebody has in hand, up to 100,000. Raises UNAVAILABLE."""
+    info = await bus.js.stream_info(subjects.SCHEDULES, subjects_filter=subjects.ALL_DUE)
+    return {subjects.parse(subject) for subject in info.state.subjects or {}}
+
+
 async def every(bus: Bus) -> AsyncGenerator[Pending, None]:
     """Every alarm that was set before the call and has not rung; a page in memory.
 

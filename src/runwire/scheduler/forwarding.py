@@ -24,7 +24,6 @@ from runwire.domain import lifecycle, ticks
 from runwire.domain.errors import Conflict, NotAccepted, TaskBusy
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.run import Source
-from runwire.domain.schedule import Overlap
 from runwire.domain.task import LogEntry, LogLevel, whole_seconds
 from runwire.domain.ticks import Alarm, Plan, Skipped, Turn
 from runwire.messaging import alarms, commands, events, logs, subjects
@@ -73,8 +72,11 @@ class Forwarding:
             await self._record(plan, turn.missed)
         skipped, until = None, turn.until
         if turn.run is not None:
-            busy_with = await self._start(plan, turn, turn.run, on_wait=on_wait)
-            skipped, until = self._overlapped(plan, turn, turn.run, busy_with)
+            busy_with = await self._start(plan, alarm, turn.run, on_wait=on_wait)
+            if busy_with is not None and plan.may_wait(turn):
+                await self._wait(plan, alarm, turn, turn.run)
+                return
+            skipped, until = self._overlapped(plan, alarm, turn.run, busy_with)
         await self._go_on(plan, alarm, turn, skipped, until)
 
     async def _has_gone_on(self, chain: int, task: int, alarm: Alarm) -> bool:
@@ -102,18 +104,23 @@ class Forwarding:
 
     # --- the run -----------------------------------------------------------------------------------------
 
-    async def _start(self, plan: Plan, turn: Turn, due: datetime, *, on_wait: Callable[[], None]) -> str | None:
-        """Have the tick run; None: it has its command, else the run that is in its way."""
+    async def _start(self, plan: Plan, alarm: Alarm, due: datetime, *, on_wait: Callable[[], None]) -> str | None:
+        """Have the tick run, now or when the task is free; None: it has its command, else the run in its way."""
         try:
             await self._publish(plan, due)
         except TaskBusy as busy:
-            if plan.overlap is not Overlap.WAIT and turn.making_up_until is None:
+            if not alarm.waiting:
                 return busy.run
         else:
             return None
         on_wait()
         await self._publish_when_free(plan, due)
         return None
+
+    async def _wait(self, plan: Plan, alarm: Alarm, turn: Turn, due: datetime) -> None:
+        """The tick will wait. Whoever has to go on with it must know that, so its alarm rings once more and says so."""
+        again = alarm.model_copy(update={"due": due, "waiting": True, "making_up_until": turn.making_up_until})
+        await self._set(plan, again, at=self._clock())
 
     async def _publish(self, plan: Plan, due: datetime) -> None:
         """Store the tick's command; one that was stored before is the same one. Raises TaskBusy or NotAccepted."""
@@ -159,7 +166,7 @@ class Forwarding:
     # --- what was not run ----------------------------------------------------------------------------------
 
     def _overlapped(
-        self, plan: Plan, turn: Turn, due: datetime, busy_with: str | None
+        self, plan: Plan, alarm: Alarm, due: datetime, busy_with: str | None
     ) -> tuple[Skipped | None, datetime]:
         """The ticks that found the task busy, and the last tick that has been dealt with.
 
@@ -167,7 +174,7 @@ class Forwarding:
         """
         if busy_with is not None:
             return ticks.overlapped(plan, first=due, last=due, busy_with=busy_with), due
-        if plan.overlap is not Overlap.WAIT or turn.making_up_until is not None:
+        if not alarm.waiting or alarm.making_up_until is not None:
             return None, due
         last = plan.schedule.latest_until(self._clock() - plan.delay, after=due)
         first = plan.schedule.next_after(due)
@@ -215,22 +222,24 @@ class Forwarding:
         if following is None:
             return
         is_behind = following <= now - plan.delay
+        making_up_until = turn.making_up_until if is_behind else None
         wanted = Alarm(
             version=plan.version,
             due=following,
-            making_up_until=turn.making_up_until if is_behind else None,
+            making_up_until=making_up_until,
+            waiting=making_up_until is not None and following <= making_up_until,
             unrecorded=unrecorded,
             recorded=recorded,
         )
-        await self._set(plan, wanted)
+        await self._set(plan, wanted, at=plan.rings_at(wanted))
 
-    async def _set(self, plan: Plan, alarm: Alarm) -> None:
+    async def _set(self, plan: Plan, alarm: Alarm, *, at: datetime) -> None:
         """Set the alarm, unless there is one that is further on. Raises NotAccepted."""
         chain, task = plan.task.chain, plan.task.id
         expected = 0  # as a rule: the last one has rung
         for _ in range(ROUNDS):
             try:
-                return await alarms.put(self._bus, chain, task, alarm, at=plan.rings_at(alarm), expected=expected)
+                return await alarms.put(self._bus, chain, task, alarm, at=at, expected=expected)
             except Conflict:
                 found = await alarms.pending(self._bus, chain, task)
             if found is None:

@@ -72,15 +72,18 @@ async def reconcile(bus: Bus, *, clock: Callable[[], datetime] = _now) -> Report
         plans.pop(key, None)
         if document is not None and document.change is not Change.DELETED:
             plans[key] = ticks.plan_of(document)
+    in_hand = await alarms.rung(bus)  # first: what is set from here on is found below
     suspects: dict[tuple[int, int], None] = {}
-    missing = {key: plan for key, plan in plans.items() if plan is not None}
+    missing = {key: plan for key, plan in plans.items() if plan is not None and key not in in_hand}
     pending = 0
     async for found in alarms.every(bus):
         await pace.breathe()
         pending += 1
-        plan = missing.pop((found.chain, found.task), None)
+        key = (found.chain, found.task)
+        missing.pop(key, None)
+        plan = plans.get(key)
         if plan is None or not fits(plan, found, now=clock()):
-            suspects[found.chain, found.task] = None
+            suspects[key] = None
     done = dict.fromkeys(Aligned, 0)
     questionable = [*suspects, *missing]
     for begin in range(0, len(questionable), AT_ONCE):

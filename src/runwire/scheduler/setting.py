@@ -59,7 +59,9 @@ def fits(plan: Plan, found: Pending, *, now: datetime) -> bool:
     the first tick after now.
     """
     alarm: Alarm | None = found.alarm
-    if alarm is None or alarm.version != plan.version or found.rings_at != plan.rings_at(alarm):
+    if alarm is None or found.rings_at is None or alarm.version != plan.version:
+        return False
+    if found.rings_at != plan.rings_at(alarm) and not (alarm.waiting and found.rings_at > plan.rings_at(alarm)):
         return False
     latest = plan.schedule.next_after(max(plan.cursor, now - plan.delay))
     return latest is None or alarm.due <= latest
