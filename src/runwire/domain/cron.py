@@ -103,13 +103,13 @@ def _nickname(cron: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parsed(words: tuple[str, ...]) -> CronLine:
+    if _is_readable(words):
+        return CronLine(" ".join(words))
     anything = ("*",) * len(words)
     for position, word in enumerate(words):
         if not _is_readable((*anything[:position], word, *anything[position + 1 :])):
             raise UnreadableLine(f"cannot be read: {word} as {FIELDS[position]}")
-    if not _is_readable(words):
-        raise UnreadableLine(NEVER)  # cronsim refuses days that none of the months has, such as 30 February
-    return CronLine(" ".join(words))
+    raise UnreadableLine(NEVER)  # cronsim refuses days that none of the months has, such as 30 February
 
 
 def _is_readable(words: tuple[str, ...]) -> bool:
