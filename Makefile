@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test check bench bench-size bench-fairness clean
+.PHONY: install up test check bench bench-size bench-fairness bench-schedules clean
 
 install: $(INSTALLED)
 
@@ -44,6 +44,9 @@ bench-size: install
 
 bench-fairness: install
 	$(VENV)/bin/python -m benchmarks.fairness
+
+bench-schedules: install
+	$(VENV)/bin/python -m benchmarks.schedules $(SCHEDULES_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

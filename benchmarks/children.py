@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -40,19 +40,31 @@ class Children:
             process.kill()
             process.wait()
 
-    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start a process; what it writes to stderr is shown."""
-        process = subprocess.Popen(
-            argv,
-            cwd=ROOT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            preexec_fn=self._arrange,  # noqa: PLW1509 - no threads here
-            start_new_session=True,  # Ctrl-C is for us
-        )
+    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], *, log: Path | None = None) -> None:
+        """Start a process; what it writes to stderr is shown, or appended to ``log``."""
+        with log.open("ab") if log else nullcontext() as stderr:
+            process = subprocess.Popen(
+                argv,
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                preexec_fn=self._arrange,  # noqa: PLW1509 - no threads here
+                start_new_session=True,  # Ctrl-C is for us
+            )
         self._processes[name] = process
         self.pids[name] = process.pid
+
+    def kill(self, name: str) -> None:
+        """Kill a process as a crash would; it may be started again by its name."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def is_running(self, name: str) -> bool:
+        """Whether it has not ended by itself."""
+        return self._processes[name].poll() is None
 
     def wait_for(self, name: str, answers: Callable[[], bool]) -> None:
         """Wait until a child answers. Raises ChildFailed."""
