@@ -44,7 +44,7 @@ from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Definition
 from runwire.domain.task import Target
 from runwire.messaging import events, streams, subjects
-from runwire.messaging.broker import Bus
+from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.settings import load
 
 PENDING, SINGLY, AT_ONCE, PURGED, MEANWHILE = 100_000, 1000, 10_000, 5000, 20
@@ -346,9 +346,11 @@ class Benchmark:
         await asyncio.sleep((at - datetime.now(UTC)).total_seconds() + 1)  # they are due now, and nobody is there
         began = datetime.now(UTC)
         self._stack.start_broker()
-        self._stack.start_worker("worker")
         await self._stack.answers()
         answered = datetime.now(UTC) - began
+        await self._until(self._sees, "the benchmark is connected again")  # or nobody sees what the worker does
+        began = datetime.now(UTC)
+        self._stack.start_worker("worker")
         await self._stack.ready("worker")
         ready = datetime.now(UTC) - began
         await self._all_seen(Sight.ENDED, due)
@@ -439,6 +441,14 @@ class Benchmark:
                 self.figures.wrong.append(f"{what}: task {task} had {len(commands)} commands, {len(ends)} runs")
             if commands and commands[0] < at:
                 self.figures.wrong.append(f"{what}: task {task} had its command {at - commands[0]} early")
+
+    async def _sees(self) -> bool:
+        try:
+            await self._bus.nc.flush(timeout=1)
+            await self._bus.js.stream_info(subjects.SCHEDULES)
+        except UNAVAILABLE:
+            return False
+        return self._bus.is_connected
 
     def _pending_is(self, number: int) -> Callable[[], Awaitable[bool]]:
         async def look() -> bool:

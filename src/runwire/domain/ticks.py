@@ -9,7 +9,9 @@
                      the next alarm
 
 An alarm carries what its forwarder has to know beside the task's document, so that any other can go on from it.
-Everything before the tick of an alarm has been dealt with.
+Everything before the tick of an alarm has been dealt with: up to the document's cursor or the alarm's ``handed_over``
+it is run or recorded, and what lies between that and the tick was skipped and is still to be recorded. Nothing is run
+before that is done, so that nothing is lost when two forwarders have alarms of the same task in hand.
 """
 
 from __future__ import annotations
@@ -47,12 +49,6 @@ class Skipped(Model):
     busy_with: str | None = None
     """The run that was in the way."""
 
-    def joined(self, earlier: Skipped | None) -> Skipped:
-        """Both stretches as one; ``earlier`` lies before this one and has its reason."""
-        if earlier is None:
-            return self
-        return self.model_copy(update={"first": earlier.first, "ticks": earlier.ticks + self.ticks})
-
 
 class Alarm(Model):
     """The one alarm of a task."""
@@ -65,8 +61,8 @@ class Alarm(Model):
     """Ticks up to this one were missed and are run one after the other: they wait for the task to be free."""
     waiting: bool = False
     """Its tick waits until the task is free, however long that takes."""
-    unrecorded: Skipped | None = None
-    """Ticks that were skipped since the last record."""
+    handed_over: AwareDatetime | None = None
+    """The last tick that was given a command; the document hears of it only when its run begins."""
     recorded: AwareDatetime | None = None
     """When ticks of this task were last recorded as skipped."""
 
@@ -163,9 +159,28 @@ def turn(plan: Plan, alarm: Alarm, *, now: datetime) -> Turn:
     return _run(schedule, newest, oldest=oldest, reason=ErrorCode.MISSED)
 
 
-def overlapped(plan: Plan, *, first: datetime, last: datetime, busy_with: str | None) -> Skipped:
-    """The ticks from ``first`` to ``last``, which found the task queued or running."""
+def unrecorded(plan: Plan, alarm: Alarm, until: datetime, *, busy_with: str | None = None) -> Skipped | None:
+    """The ticks before the alarm's, and up to ``until``, that found the task busy and are not recorded yet."""
+    return overlapped(plan, after=max(plan.cursor, alarm.handed_over or plan.cursor), until=until, busy_with=busy_with)
+
+
+def overlapped(plan: Plan, *, after: datetime, until: datetime, busy_with: str | None = None) -> Skipped | None:
+    """The ticks in ``(after, until]``, which found the task queued or running; None: there are none."""
+    first = plan.schedule.next_after(after)
+    last = plan.schedule.latest_until(until, after=after)
+    if first is None or last is None:
+        return None
     return _stretch(plan.schedule, first, last, ErrorCode.OVERLAP, busy_with)
+
+
+def beyond(plan: Plan, skipped: Skipped, cursor: datetime) -> Skipped | None:
+    """What of a stretch lies beyond the cursor: the rest has been dealt with by somebody else."""
+    if cursor < skipped.first:
+        return skipped
+    first = plan.schedule.next_after(cursor)
+    if first is None or first > skipped.last:
+        return None
+    return _stretch(plan.schedule, first, skipped.last, skipped.reason, skipped.busy_with)
 
 
 def may_go_unrecorded(alarm: Alarm, following: datetime | None, *, now: datetime) -> bool:

@@ -22,8 +22,8 @@ from nats.errors import Error as NatsError
 
 from runwire.domain import lifecycle, ticks
 from runwire.domain.errors import Conflict, NotAccepted, TaskBusy
-from runwire.domain.lifecycle import Change, Document
-from runwire.domain.run import Source
+from runwire.domain.lifecycle import Document
+from runwire.domain.run import Run, Source
 from runwire.domain.task import LogEntry, LogLevel, whole_seconds
 from runwire.domain.ticks import Alarm, Plan, Skipped, Turn
 from runwire.messaging import alarms, commands, events, logs, subjects
@@ -63,21 +63,24 @@ class Forwarding:
         """
         if again and await self._has_gone_on(chain, task, alarm):
             return
-        plan = ticks.plan_of(await self._document(chain, task))
-        if plan is None or plan.version != alarm.version:
+        document = await self._document(chain, task)
+        plan = ticks.plan_of(document)
+        if document is None or plan is None or plan.version != alarm.version:
             return  # the task was changed: its alarm has been set anew, or will be
         await self._require_room()
         turn = ticks.turn(plan, alarm, now=self._clock())
-        if turn.missed is not None:
-            await self._record(plan, turn.missed)
-        skipped, until = None, turn.until
-        if turn.run is not None:
+        busy_with = await self._record_before(plan, alarm, turn, document)
+        if turn.run is None:
+            await self._go_on(plan, alarm, turn, until=turn.until)
+            return
+        if busy_with is None:
             busy_with = await self._start(plan, alarm, turn.run, on_wait=on_wait)
-            if busy_with is not None and plan.may_wait(turn):
-                await self._wait(plan, alarm, turn, turn.run)
-                return
-            skipped, until = self._overlapped(plan, alarm, turn.run, busy_with)
-        await self._go_on(plan, alarm, turn, skipped, until)
+        if busy_with is None:
+            await self._go_on(plan, alarm, turn, until=self._last_passed(plan, alarm, turn.run))
+        elif plan.may_wait(turn):
+            await self._wait(plan, alarm, turn, turn.run)
+        else:
+            await self._go_on(plan, alarm, turn, until=turn.run, busy_with=busy_with)
 
     async def _has_gone_on(self, chain: int, task: int, alarm: Alarm) -> bool:
         """Whether the forwarder that had the alarm before has set the next one already: its last step."""
@@ -165,60 +168,74 @@ class Forwarding:
 
     # --- what was not run ----------------------------------------------------------------------------------
 
-    def _overlapped(
-        self, plan: Plan, alarm: Alarm, due: datetime, busy_with: str | None
-    ) -> tuple[Skipped | None, datetime]:
-        """The ticks that found the task busy, and the last tick that has been dealt with.
+    async def _record_before(self, plan: Plan, alarm: Alarm, turn: Turn, document: Document) -> str | None:
+        """Record what has to be recorded before anything is run; returns the run that the task is busy with.
 
-        Either the one that rang, or, when it has waited, those that came meanwhile.
+        Unless there is something, nobody looks whether it is: the broker says so.
         """
-        if busy_with is not None:
-            return ticks.overlapped(plan, first=due, last=due, busy_with=busy_with), due
+        skipped = ticks.unrecorded(plan, alarm, alarm.due - ticks.INSTANT)
+        if skipped is not None:
+            held = await commands.outstanding(self._bus, plan.task.chain, plan.task.id)
+            busy_with = commands.run_of(held) if held else None
+            may_share = turn.run is not None and turn.missed is None and not plan.may_wait(turn)
+            if busy_with is not None and may_share and not lifecycle.has_ended(document, busy_with):
+                return busy_with  # this tick is skipped as well, and shares their record
+            await self._record(plan, skipped)
+        if turn.missed is not None:
+            await self._record(plan, turn.missed)
+        return None
+
+    def _last_passed(self, plan: Plan, alarm: Alarm, due: datetime) -> datetime:
+        """The last tick that has been dealt with when this one has its command; those it has waited through count."""
         if not alarm.waiting or alarm.making_up_until is not None:
-            return None, due
-        last = plan.schedule.latest_until(self._clock() - plan.delay, after=due)
-        first = plan.schedule.next_after(due)
-        if last is None or first is None:
-            return None, due
-        return ticks.overlapped(plan, first=first, last=last, busy_with=None), last
+            return due
+        return plan.schedule.latest_until(self._clock() - plan.delay, after=due) or due
 
     async def _record(self, plan: Plan, skipped: Skipped) -> None:
         """Write skipped ticks into the task's history: a log line, then an event. Raises NotAccepted."""
+        for _ in range(ROUNDS):
+            head = await events.load(self._bus, plan.task.chain, plan.task.id, leader=True)
+            current = ticks.plan_of(head.document if head else None)
+            if head is None or current is None or current.version != plan.version:
+                return  # another schedule begins, and this one is of no interest any more
+            left = ticks.beyond(plan, skipped, current.cursor)
+            if left is None:
+                return
+            document = lifecycle.skip(head.document, await self._entry(plan, left), until=left.last)
+            try:
+                await events.append_confirmed(self._bus, document, expected=head.sequence)
+            except Conflict:
+                continue
+            log.info("task=%d %s", plan.task.id, ticks.in_words(left), extra={"action": "skipped"})
+            return
+        raise NotAccepted("The task kept changing.")
+
+    async def _entry(self, plan: Plan, skipped: Skipped) -> Run:
+        """Skipped ticks as they stand in the history; their log line has been stored."""
         task = plan.task
         entry = ticks.record(self.key, task, plan.version, skipped, now=self._clock(), log_seq=0)
         line = LogEntry(
             date=whole_seconds(self._clock()), level=LogLevel.WARNING, message=ticks.in_words(skipped), run=entry.id
         )
         log_seq = await logs.publish(self._bus, task.chain, task.id, line, line_id=entry.id)
-        entry = entry.model_copy(update={"log_seq": log_seq})
-        for _ in range(ROUNDS):
-            head = await events.load(self._bus, task.chain, task.id, leader=True)
-            if head is None or head.document.change is Change.DELETED:
-                return
-            document = lifecycle.skip(head.document, entry, until=skipped.last)
-            try:
-                await events.append_confirmed(self._bus, document, expected=head.sequence)
-            except Conflict:
-                continue
-            log.info("task=%d %s", task.id, line.message, extra={"action": "skipped"})
-            return
-        raise NotAccepted("The task kept changing.")
+        return entry.model_copy(update={"log_seq": log_seq})
 
     # --- the next alarm ------------------------------------------------------------------------------------
 
     async def _go_on(
-        self, plan: Plan, alarm: Alarm, turn: Turn, skipped: Skipped | None, until: datetime | None
+        self, plan: Plan, alarm: Alarm, turn: Turn, *, until: datetime | None, busy_with: str | None = None
     ) -> None:
-        """Record what was skipped, unless that can wait, and set the alarm of the tick that follows."""
+        """Record what was skipped, unless that can wait, and set the alarm of the tick that follows ``until``."""
         now = self._clock()
         following = plan.schedule.next_after(until or max(plan.cursor, alarm.due - ticks.INSTANT))
-        unrecorded, recorded = alarm.unrecorded, alarm.recorded
-        if skipped is not None:
-            unrecorded = skipped.joined(unrecorded)
-        can_wait = skipped is not None and ticks.may_go_unrecorded(alarm, following, now=now)
-        if unrecorded is not None and not can_wait:
-            await self._record(plan, unrecorded)
-            unrecorded, recorded = None, now
+        recorded = alarm.recorded
+        handed_over = turn.run if turn.run is not None and busy_with is None else alarm.handed_over
+        if until is not None:
+            ahead = alarm.model_copy(update={"handed_over": handed_over})
+            skipped = ticks.unrecorded(plan, ahead, until, busy_with=busy_with)
+            if skipped is not None and not ticks.may_go_unrecorded(alarm, following, now=now):
+                await self._record(plan, skipped)
+                recorded = now
         if following is None:
             return
         is_behind = following <= now - plan.delay
@@ -228,7 +245,7 @@ class Forwarding:
             due=following,
             making_up_until=making_up_until,
             waiting=making_up_until is not None and following <= making_up_until,
-            unrecorded=unrecorded,
+            handed_over=handed_over,
             recorded=recorded,
         )
         await self._set(plan, wanted, at=plan.rings_at(wanted))
