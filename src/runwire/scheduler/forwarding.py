@@ -97,8 +97,8 @@ class Forwarding:
         """Raises NotAccepted when EVENTS is so full that nothing new may begin."""
         now = asyncio.get_running_loop().time()
         if now - self._looked > ROOM_INTERVAL:
+            self._looked = now  # at once: one look for all that are in hand
             self._share = await events.fullness(self._bus)
-            self._looked = now
             if self._share >= FULL:
                 log.warning("EVENTS is %.0f %% full, nothing that is due is started", self._share * 100,
                             extra={"action": "full"})  # fmt: skip
