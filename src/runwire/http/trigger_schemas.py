@@ -226,10 +226,15 @@ def _refuse(errors: list[FieldError]) -> None:
 def shown(
     trigger: dict[str, Any], task: int, *, created: datetime, cursor: datetime | None, now: datetime
 ) -> dict[str, Any]:
-    """The trigger with ``next``, if it says when the task runs. ``cursor`` None: the schedule counts from now on."""
+    """The trigger with ``next``, if it says when the task runs. ``cursor`` None: nothing goes by it.
+
+    So it is with a task that was stored before there were schedules: they begin when its trigger is changed.
+    """
     if not upcoming.has_schedule(trigger):
         return trigger
-    coming = upcoming.next_run(trigger, task, created=created, cursor=cursor or now, now=now)
+    coming = None
+    if cursor is not None:
+        coming = upcoming.next_run(trigger, task, created=created, cursor=cursor, now=now)
     return trigger | {"next": None if coming is None else coming.isoformat()[:19] + "Z"}
 
 
