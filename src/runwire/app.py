@@ -23,19 +23,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import JsonValue, TypeAdapter
 from pydantic.errors import PydanticUserError
 
+from runwire.blocking import in_thread
 from runwire.domain.errors import SetupError
 from runwire.domain.task import LogLevel
 
 Handler = Callable[[Any, "Context"], Awaitable[Any]]
+"""What the worker calls."""
+Function = TypeVar("Function", bound=Callable[[Any, "Context"], Any])
+"""What a user writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,17 @@ class Context:
     """The filters of the task's trigger: segment, segment_id, user_list, as far as given."""
     write_log: Callable[[LogLevel, str], None] = field(repr=False, default=lambda _level, _message: None)
     """Where :meth:`log` hands its lines to."""
+    stopped: threading.Event = field(repr=False, compare=False, default_factory=threading.Event)
+    """Set when the attempt is over for another reason than its action's end."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt is over: its time is up, the run was cancelled, or its worker stops.
+
+        A coroutine is stopped by then. A plain function in its thread goes on; one that takes long should ask now and
+        then, and return: what comes of it is dropped.
+        """
+        return self.stopped.is_set()
 
     def log(self, message: object, level: LogLevel | str = LogLevel.INFO) -> None:
         """Add a line to the task's logs. A plain call that returns at once; may be made from any thread."""
@@ -79,18 +95,21 @@ class App:
         """Begin with none."""
         self.actions: dict[str, Action] = {}
 
-    def action(self, name: str) -> Callable[[Handler], Handler]:
-        """Register an ``async def f(params: SomePydanticModel, ctx: Context) -> dict`` under a name.
+    def action(self, name: str) -> Callable[[Function], Function]:
+        """Register ``async def f(params: SomePydanticModel, ctx: Context) -> dict``, or a plain ``def``, under a name.
 
-        The parameter model sees the fields of the task's target beside ``action``. What the function returns,
-        a JSON object or None, becomes the run's result; what it raises makes the run an ERROR. Raises
-        SetupError when the name is taken or the function has another form.
+        A plain function runs in a thread of its own, so it may block. The parameter model sees the fields of the
+        task's target beside ``action``. What the function returns, a JSON object or None, becomes the run's result;
+        what it raises makes the run an ERROR. Raises SetupError when the name is taken or the function has another
+        form.
         """
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: Function) -> Function:
             if not name or name in self.actions:
                 raise SetupError(f"action {name!r} is registered twice" if name else "an action needs a name")
-            self.actions[name] = Action(name, _parameters_of(name, handler), handler)
+            parameters = _parameters_of(name, handler)
+            is_coroutine = inspect.iscoroutinefunction(handler)
+            self.actions[name] = Action(name, parameters, handler if is_coroutine else in_thread(handler))
             return handler
 
         return register
@@ -118,10 +137,10 @@ def load_app(reference: str) -> App:
     return app
 
 
-def _parameters_of(name: str, handler: Handler) -> TypeAdapter[Any]:
+def _parameters_of(name: str, handler: Callable[..., Any]) -> TypeAdapter[Any]:
     """The type of the handler's first parameter, ready to validate with."""
-    if not inspect.iscoroutinefunction(handler):
-        raise SetupError(f"action {name!r} must be an `async def` function")
+    if not inspect.isroutine(handler) or inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise SetupError(f"action {name!r} must be a function, `async def` or `def`, that returns its result")
     arguments = list(inspect.signature(handler).parameters)
     if len(arguments) != 2:  # noqa: PLR2004 - (params, ctx)
         raise SetupError(f"action {name!r} must take two arguments: (params, ctx)")

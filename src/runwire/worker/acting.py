@@ -138,6 +138,7 @@ class Actor:
         try:
             return await action.handler(parameters, context)
         except asyncio.CancelledError as cancelled:
+            context.stopped.set()
             if hold.is_taken_away:
                 raise TakenAway from None
             if self._handing_back:
