@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Runs one worker process carries out at once."""
     app: str | None = None
     """``module:attribute`` of a runwire.App with actions of your own; also ``--app``."""
+    commands: Path | None = None
+    """TOML file of the programs that the action ``command`` may run; None: a worker has no such action."""
     wait_seconds: Annotated[float, Field(gt=0, le=3600)] = 55
     """How long execute waits for the final state when the caller does not say."""
     ack_wait: Annotated[float, Field(ge=0.5, le=3600)] = 10

@@ -381,14 +381,23 @@ class Undecodable(RunwireError):
 class Retry(RunwireError):
     """Raised by an action: it did not work this time, try again (within the task's ``retry.attempts``).
 
-    ``after`` is in seconds; None leaves the delay to the task's ``retry.backoff``.
+    ``after`` is in seconds; None leaves the delay to the task's ``retry.backoff``. ``code`` is what the run ends with
+    when this was its last try, and what ``retry.on`` goes by.
     """
 
     code = "handler_error"
 
-    def __init__(self, message: str = "The action asked to be tried again.", *, after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "The action asked to be tried again.",
+        *,
+        after: float | None = None,
+        code: str = "handler_error",
+    ) -> None:
+        """Raise ValueError unless ``code`` has 1 to 64 small letters, digits and ``_``."""
         super().__init__(message)
         self.after = after
+        self.code = _checked(code)
 
 
 class Fail(RunwireError):
@@ -396,8 +405,12 @@ class Fail(RunwireError):
 
     def __init__(self, code: str, message: str = "") -> None:
         """Raise ValueError unless ``code`` has 1 to 64 small letters, digits and ``_``."""
-        if not re.fullmatch(r"[a-z0-9_]{1,64}", code):
-            msg = f"{code!r} is no error code: 1 to 64 small letters, digits and _"
-            raise ValueError(msg)
         super().__init__(message or code)
-        self.code = code
+        self.code = _checked(code)
+
+
+def _checked(code: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]{1,64}", code):
+        msg = f"{code!r} is no error code: 1 to 64 small letters, digits and _"
+        raise ValueError(msg)
+    return code

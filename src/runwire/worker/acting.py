@@ -115,7 +115,7 @@ class Actor:
         except Fail as fail:
             return _failed(fail.code, str(fail))
         except Retry as retry:
-            return _failed(ErrorCode.HANDLER_ERROR, str(retry), retryable=True, after=retry.after)
+            return _failed(retry.code, str(retry), retryable=True, after=retry.after)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
             if limit.expired():
                 return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)

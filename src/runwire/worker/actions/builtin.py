@@ -9,6 +9,8 @@ from runwire import artifacts
 from runwire.app import App, Context
 from runwire.messaging import events
 from runwire.messaging.broker import Bus
+from runwire.worker.actions.command import command_action
+from runwire.worker.actions.commands_file import read_commands
 from runwire.worker.actions.export import Dataset, Row, export_action
 from runwire.worker.actions.sleep import sleep
 
@@ -19,7 +21,7 @@ RUN_COLUMNS = (
 
 
 def builtin_actions(bus: Bus) -> App:
-    """``export`` and ``sleep``."""
+    """``export`` and ``sleep``; ``command`` where RUNWIRE_COMMANDS names a list. Raises SetupError."""
 
     async def runs(ctx: Context) -> AsyncIterator[Row]:
         """The chain's ended runs, oldest first, as EVENTS holds them."""
@@ -36,4 +38,6 @@ def builtin_actions(bus: Bus) -> App:
     app = App()
     app.action("export")(export_action({"runs": Dataset(RUN_COLUMNS, runs)}, store))
     app.action("sleep")(sleep)
+    if bus.settings.commands is not None:
+        app.action("command")(command_action(read_commands(bus.settings.commands)))
     return app
