@@ -1,4 +1,4 @@
-"""The action `command` with real workers and real processes: what is run, how it ends, and that nothing is left of it."""
+"""The action `command` with real workers and processes: what is run, how it ends, that nothing is left of it."""
 
 from __future__ import annotations
 
@@ -33,16 +33,21 @@ from tests.support import (
     worker,
 )
 
-WRITE_PID = """
-import os, signal, subprocess, sys, time
+PRELUDE = """
+import json, os, signal, sys, time
+
 def leave(name):
     with open(os.path.join(FOLDER, name + ".tmp"), "w") as file:
         file.write(str(os.getpid()))
     os.rename(os.path.join(FOLDER, name + ".tmp"), os.path.join(FOLDER, name))
+
+def wait_for(name):
+    while not os.path.exists(os.path.join(FOLDER, name)):
+        time.sleep(0.01)
+
 """
-GRANDCHILD = (
-    WRITE_PID
-    + """
+"""What every script begins with: how it leaves its process id."""
+FAMILY = """
 if os.fork() == 0:
     leave("grandchild")
     time.sleep(60)
@@ -50,7 +55,65 @@ if os.fork() == 0:
 leave("child")
 time.sleep(60)
 """
-)
+ESCAPE = """
+for name in ("one", "two"):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        leave(name)
+        time.sleep(60)
+leave("child")
+time.sleep(60)
+"""
+DAEMON = """
+if os.fork() == 0:
+    os.setsid()
+    leave("daemon")
+    time.sleep(60)
+wait_for("daemon")
+"""
+BACKGROUND = """
+if os.fork() == 0:
+    os.close(1)
+    os.close(2)
+    leave("background")
+    time.sleep(60)
+wait_for("background")
+"""
+POLITE = """
+def end(*_):
+    print("bye")
+    sys.exit()
+
+signal.signal(signal.SIGTERM, end)
+time.sleep(60)
+"""
+QUIET = """
+os.write(1, b"last words")
+os.close(1)
+os.close(2)
+time.sleep(1.5)
+os._exit(7)
+"""
+FLOOD = """
+block = (b"y" * 79 + b"\\n") * 800
+for _ in range(16384):
+    os.write(1, block)
+os.write(2, b"the end")
+"""
+FLAKY = """
+attempt = os.environ["RUNWIRE_ATTEMPT"]
+print("attempt", attempt)
+sys.exit({"1": 75, "2": 3}[attempt])
+"""
+SURROUNDINGS = """
+print(json.dumps([dict(os.environ), os.getcwd(), os.listdir(), os.getsid(0) == os.getpid()]))
+"""
+LARGE_FILE = """
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+open("f", "wb").write(bytes(2 << 20))
+"""
 
 
 class Commands:
@@ -63,7 +126,7 @@ class Commands:
 
     def add(self, name: str, script: str, *arguments: str, **table: Any) -> None:
         file = self.folder / f"{name}.py"
-        file.write_text(f"FOLDER = {str(self.folder)!r}\n{script}")
+        file.write_text(f"FOLDER = {str(self.folder)!r}\n{PRELUDE}{script}")
         argv = [sys.executable, "-I", "-S", str(file), *arguments]
         with self.path.open("a") as out:
             out.write(f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in {"argv": argv, **table}.items()))
@@ -116,7 +179,7 @@ async def log_of(bus: Bus) -> list[LogEntry]:
 
 
 async def test_a_command_that_succeeds(bus: Bus, app: App, settings: Settings, commands: Commands) -> None:
-    commands.add("hello", "import sys; print('Hello'); print('careful', file=sys.stderr)")
+    commands.add("hello", "print('Hello'); print('careful', file=sys.stderr)")
     document = await run(bus, app, settings, "hello")
     assert document.run.error is None
     assert document.run.result["exit"] == 0
@@ -132,7 +195,7 @@ async def test_arguments_arrive_as_they_are_each_in_its_own_element(
     names = [f"p{number}" for number in range(len(nasty))]
     commands.add(
         "show",
-        "import json, sys; print(json.dumps(sys.argv[1:]))",
+        "print(json.dumps(sys.argv[1:]))",
         *(f"{{{name}}}" for name in names),
         "--all={p0}{p1}",
         parameters={name: {} for name in names},
@@ -146,10 +209,7 @@ async def test_the_environment_is_the_lists_and_the_runs_and_nothing_else(
     bus: Bus, app: App, settings: Settings, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "canary")
-    script = (
-        "import json, os; print(json.dumps([dict(os.environ), os.getcwd(), os.listdir(), os.getsid(0) == os.getpid()]))"
-    )
-    commands.add("show", script, env={"COLOUR": "blue", "LANG": "C"}, result="json")
+    commands.add("show", SURROUNDINGS, env={"COLOUR": "blue", "LANG": "C"}, result="json")
     document = await run(bus, app, settings, "show", timeout=60)
     environment, cwd, files, leads = document.run.result["output"]
     environment.pop("LC_CTYPE", None)  # Python's own doing (PEP 538)
@@ -166,7 +226,8 @@ async def test_the_environment_is_the_lists_and_the_runs_and_nothing_else(
     assert deadline.startswith("20")
     assert deadline.endswith("Z")
     assert (files, leads) == ([], True)
-    assert not Path(cwd).exists(), "its directory goes with it"
+    left = await asyncio.to_thread(Path(cwd).exists)
+    assert not left, "its directory goes with it"
 
 
 @pytest.mark.parametrize(
@@ -185,8 +246,8 @@ async def test_the_environment_is_the_lists_and_the_runs_and_nothing_else(
 async def test_what_is_not_on_the_list_is_not_run(
     bus: Bus, app: App, settings: Settings, commands: Commands, fields: dict[str, Any], code: str, says: str
 ) -> None:
-    commands.add("foreign", f"{WRITE_PID}leave('foreign')", chains=[CHAIN + 1])
-    commands.add("show", f"{WRITE_PID}leave('show')", "{it}", parameters={"it": {"max_length": 10_000}})
+    commands.add("foreign", "leave('foreign')", chains=[CHAIN + 1])
+    commands.add("show", "leave('show')", "{it}", parameters={"it": {"max_length": 10_000}})
     name = fields.pop("command")
     document = await run(bus, app, settings, name, **fields)
     assert document.run.error.code == code
@@ -197,13 +258,13 @@ async def test_what_is_not_on_the_list_is_not_run(
 @pytest.mark.parametrize(
     ("script", "code", "message"),
     [
-        ("import sys; print('no such month', file=sys.stderr); sys.exit(3)", "exit_status",
+        ("print('no such month', file=sys.stderr); sys.exit(3)", "exit_status",
          "The command ended with status 3: no such month"),
         ("raise SystemExit(4)", "exit_status", "The command ended with status 4."),
         ("import os, sys; os.write(2, b'caf\\xe9\\n'); sys.exit(1)", "exit_status",
          "The command ended with status 1: caf\ufffd"),
-        ("import os; os.kill(os.getpid(), 9)", "killed", "The command was killed by SIGKILL."),
-        ("import os; os.kill(os.getpid(), 40)", "killed", "The command was killed by signal 40."),
+        ("os.kill(os.getpid(), 9)", "killed", "The command was killed by SIGKILL."),
+        ("os.kill(os.getpid(), 40)", "killed", "The command was killed by signal 40."),
     ],
 )  # fmt: skip
 async def test_how_a_command_can_fail(
@@ -220,8 +281,7 @@ async def test_a_status_can_be_declared_a_success(bus: Bus, app: App, settings: 
 
 
 async def test_a_status_can_ask_for_another_try(bus: Bus, app: App, settings: Settings, commands: Commands) -> None:
-    script = "import os; print('attempt', os.environ['RUNWIRE_ATTEMPT']); raise SystemExit({'1': 75, '2': 3}[os.environ['RUNWIRE_ATTEMPT']])"
-    commands.add("flaky", script, retry=[75])
+    commands.add("flaky", FLAKY, retry=[75])
     document = await run(bus, app, settings, "flaky", retry={"attempts": 5, "backoff": 0, "on": ["exit_status"]})
     assert (document.run.attempt, document.run.error.code) == (2, "exit_status")
     assert [line.message for line in await log_of(bus) if line.level == LogLevel.INFO] == ["attempt 1", "attempt 2"]
@@ -263,7 +323,7 @@ async def test_a_result_that_is_no_json_is_an_error(
 
 
 async def test_a_timeout_ends_the_whole_group(bus: Bus, app: App, settings: Settings, commands: Commands) -> None:
-    commands.add("family", GRANDCHILD)
+    commands.add("family", FAMILY)
     document = await run(bus, app, settings, "family", timeout=1)
     assert document.run.error.code == "timeout"
     assert not is_alive(await commands.pid("child"))
@@ -273,26 +333,23 @@ async def test_a_timeout_ends_the_whole_group(bus: Bus, app: App, settings: Sett
 async def test_a_command_may_clean_up_when_it_is_told_to_stop(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    script = (
-        "import signal, sys, time\ndef end(*_):\n    print('bye'); sys.exit()\nsignal.signal(15, end); time.sleep(60)"
-    )
-    commands.add("polite", script)
+    commands.add("polite", POLITE)
     document = await run(bus, app, settings, "polite", timeout=1)
     assert document.run.error.code == "timeout"
-    assert [line.message for line in await log_of(bus)][0] == "bye"
+    assert (await log_of(bus))[0].message == "bye"
 
 
 async def test_a_command_that_does_not_listen_is_killed_after_its_grace(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    commands.add("deaf", f"{WRITE_PID}signal.signal(15, signal.SIG_IGN); leave('deaf'); time.sleep(60)", grace=0.3)
+    commands.add("deaf", "signal.signal(15, signal.SIG_IGN); leave('deaf'); time.sleep(60)", grace=0.3)
     document = await run(bus, app, settings, "deaf", timeout=1)
     assert document.run.error.code == "timeout"
     assert not is_alive(await commands.pid("deaf"))
 
 
 async def test_a_cancel_stops_it_within_a_second(bus: Bus, app: App, settings: Settings, commands: Commands) -> None:
-    commands.add("family", GRANDCHILD)
+    commands.add("family", FAMILY)
     await make_task(bus, "command", command="family")
     async with adapter(settings) as http, worker(bus, app, settings):
         await publish_command(bus, "r1")
@@ -313,8 +370,7 @@ async def has_appeared(http: Any) -> bool:
 async def test_processes_that_escape_into_sessions_of_their_own_are_stopped_too(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    script = "for name in ('one', 'two'):\n    if os.fork() == 0:\n        os.setsid(); os.fork() and os._exit(0); leave(name); time.sleep(60)\n"
-    commands.add("escape", f"{WRITE_PID}{script}leave('child'); time.sleep(60)")
+    commands.add("escape", ESCAPE)
     document = await run(bus, app, settings, "escape", timeout=1)
     assert document.run.error.code == "timeout"
     await eventually(lambda: not any(is_alive(int((commands.folder / n).read_text())) for n in ("one", "two", "child")))
@@ -323,8 +379,7 @@ async def test_processes_that_escape_into_sessions_of_their_own_are_stopped_too(
 async def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_run(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    commands.add("daemon", f"{WRITE_PID}\nif os.fork() == 0:\n    os.setsid(); leave('daemon'); time.sleep(60)\n"
-                           "while not os.path.exists(os.path.join(FOLDER, 'daemon')): pass\nprint('started')")  # fmt: skip
+    commands.add("daemon", DAEMON)
     began = time.monotonic()
     document = await run(bus, app, settings, "daemon")
     assert document.run.result["exit"] == 0
@@ -335,9 +390,7 @@ async def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_run(
 async def test_a_background_process_ends_with_its_command(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    script = "\nif os.fork() == 0:\n    os.close(1); os.close(2); leave('background'); time.sleep(60)\n"
-    wait = "while not os.path.exists(os.path.join(FOLDER, 'background')): pass"
-    commands.add("background", f"{WRITE_PID}{script}{wait}")
+    commands.add("background", BACKGROUND)
     assert (await run(bus, app, settings, "background")).run.result["exit"] == 0
     await eventually(lambda: not is_alive(int((commands.folder / "background").read_text())))
 
@@ -345,12 +398,10 @@ async def test_a_background_process_ends_with_its_command(
 async def test_a_command_that_closes_its_output_may_go_on(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    commands.add(
-        "quiet", "import os, time; os.write(1, b'last words'); os.close(1); os.close(2); time.sleep(1.5); os._exit(7)"
-    )
+    commands.add("quiet", QUIET)
     document = await run(bus, app, settings, "quiet")
     assert document.run.error.message == "The command ended with status 7."
-    assert [line.message for line in await log_of(bus)][0] == "last words"
+    assert (await log_of(bus))[0].message == "last words"
 
 
 @pytest.mark.parametrize(
@@ -358,9 +409,9 @@ async def test_a_command_that_closes_its_output_may_go_on(
     [
         ({"memory": 200}, "x = bytearray(300 << 20)", "status 1: MemoryError"),
         ({"cpu": 1}, "while True: pass", "killed by SIGXCPU: it may use 1 s of CPU"),
-        ({"file_size": 1}, "import signal; signal.signal(25, signal.SIG_DFL); open('f', 'wb').write(bytes(2 << 20))", "killed by SIGXFSZ: a file may have 1 MB"),
+        ({"file_size": 1}, LARGE_FILE, "killed by SIGXFSZ: a file may have 1 MB"),
         ({"open_files": 10}, "files = [open('/dev/null') for _ in range(20)]", "Too many open files"),
-        ({"memory": 200}, "import os; os.kill(os.getpid(), 11)", "killed by SIGSEGV; it may use 200 MB of memory"),
+        ({"memory": 200}, "os.kill(os.getpid(), 11)", "killed by SIGSEGV; it may use 200 MB of memory"),
     ],
 )  # fmt: skip
 async def test_a_command_cannot_use_more_than_its_limits(
@@ -374,8 +425,7 @@ async def test_a_command_cannot_use_more_than_its_limits(
 async def test_a_gigabyte_of_output_neither_fills_the_memory_nor_stops_the_worker(
     bus: Bus, app: App, settings: Settings, commands: Commands
 ) -> None:
-    block = "block = (b'y' * 79 + b'\\n') * 800"
-    commands.add("flood", f"import os\n{block}\nfor _ in range(16384): os.write(1, block)\nos.write(2, b'the end')")
+    commands.add("flood", FLOOD)
     lags: list[float] = []
 
     async def look_at_the_loop() -> None:
@@ -404,7 +454,7 @@ def resident() -> int:
 
 
 async def test_a_line_without_an_end_is_cut(bus: Bus, app: App, settings: Settings, commands: Commands) -> None:
-    commands.add("endless", "import os\nfor _ in range(100): os.write(1, b'x' * 1000000)")
+    commands.add("endless", "for _ in range(100): os.write(1, b'x' * 1000000)")
     assert (await run(bus, app, settings, "endless")).run.result["exit"] == 0
     (line,) = await log_of(bus)
     assert line.message == "x" * 4000 + "... (99,996,000 bytes cut off)"
@@ -424,7 +474,7 @@ def worker_process(broker: Broker, commands: Commands, **env: str) -> Runwire:
 
 
 async def test_a_program_dies_with_its_worker(bus: Bus, broker: Broker, commands: Commands) -> None:
-    commands.add("long", f"{WRITE_PID}leave('child'); time.sleep(60)")
+    commands.add("long", "leave('child'); time.sleep(60)")
     await make_task(bus, "command", command="long")
     process = worker_process(broker, commands)
     try:
@@ -439,7 +489,7 @@ async def test_a_program_dies_with_its_worker(bus: Bus, broker: Broker, commands
 async def test_a_worker_that_is_stopped_stops_its_commands_and_hands_back_their_runs(
     bus: Bus, broker: Broker, commands: Commands
 ) -> None:
-    commands.add("family", GRANDCHILD)
+    commands.add("family", FAMILY)
     await make_task(bus, "command", command="family")
     process = worker_process(broker, commands)
     try:
@@ -456,8 +506,8 @@ async def test_a_worker_process_runs_commands_and_stops_them_when_they_are_cance
     bus: Bus, settings: Settings, broker: Broker, commands: Commands
 ) -> None:
     """As users start it: with uvloop."""
-    commands.add("hello", "import sys; print('Hello'); print('careful', file=sys.stderr); sys.exit(3)")
-    commands.add("family", GRANDCHILD)
+    commands.add("hello", "print('Hello'); print('careful', file=sys.stderr); sys.exit(3)")
+    commands.add("family", FAMILY)
     await make_task(bus, "command", command="hello", task=2)
     await make_task(bus, "command", command="family")
     process = worker_process(broker, commands)
