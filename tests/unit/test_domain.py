@@ -163,8 +163,8 @@ def test_an_action_is_registered_once_and_has_to_be_of_the_right_form() -> None:
 
     with pytest.raises(SetupError, match="twice"):
         app.action("a")(a)
-    with pytest.raises(SetupError, match="async def"):
-        app.action("b")(lambda params, ctx: None)
+    with pytest.raises(SetupError, match="must be a function"):
+        app.action("b")(App)
     with pytest.raises(SetupError, match="two arguments"):
 
         @app.action("c")
