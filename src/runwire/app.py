@@ -35,7 +35,7 @@ from pydantic.errors import PydanticUserError
 
 from runwire.blocking import in_thread
 from runwire.domain.errors import SetupError
-from runwire.domain.task import LogLevel
+from runwire.domain.task import LONGEST_ACTION, LogLevel
 
 Handler = Callable[[Any, "Context"], Awaitable[Any]]
 """What the worker calls."""
@@ -86,6 +86,8 @@ class Action:
     parameters: TypeAdapter[Any]
     """Validates a task's target (without ``action``)."""
     handler: Handler
+    description: str = ""
+    """For whoever looks for an action."""
 
 
 class App:
@@ -95,21 +97,23 @@ class App:
         """Begin with none."""
         self.actions: dict[str, Action] = {}
 
-    def action(self, name: str) -> Callable[[Function], Function]:
+    def action(self, name: str, *, description: str | None = None) -> Callable[[Function], Function]:
         """Register ``async def f(params: SomePydanticModel, ctx: Context) -> dict``, or a plain ``def``, under a name.
 
         A plain function runs in a thread of its own, so it may block. The parameter model sees the fields of the
         task's target beside ``action``. What the function returns, a JSON object or None, becomes the run's result;
-        what it raises makes the run an ERROR. Raises SetupError when the name is taken or the function has another
-        form.
+        what it raises makes the run an ERROR. ``description`` None: the first paragraph of the function's docstring.
+        Raises SetupError when the name is taken or is none, or the function has another form.
         """
 
         def register(handler: Function) -> Function:
-            if not name or name in self.actions:
-                raise SetupError(f"action {name!r} is registered twice" if name else "an action needs a name")
+            _check_name(name)
+            if name in self.actions:
+                raise SetupError(f"action {name!r} is registered twice")
             parameters = _parameters_of(name, handler)
             is_coroutine = inspect.iscoroutinefunction(handler)
-            self.actions[name] = Action(name, parameters, handler if is_coroutine else in_thread(handler))
+            about = _first_paragraph(handler) if description is None else description
+            self.actions[name] = Action(name, parameters, handler if is_coroutine else in_thread(handler), about)
             return handler
 
         return register
@@ -135,6 +139,23 @@ def load_app(reference: str) -> App:
     if not isinstance(app, App):
         raise SetupError(f"--app {reference}: is a {type(app).__name__}, not a runwire.App")
     return app
+
+
+def _check_name(name: str) -> None:
+    """Raise SetupError unless a task could name the action."""
+    if not name:
+        raise SetupError("an action needs a name")
+    if len(name) > LONGEST_ACTION:
+        raise SetupError(f"action {name[:20]!r}...: a name has at most {LONGEST_ACTION} characters")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SetupError(f"action {name!r}: a name is text without lone surrogates") from None
+
+
+def _first_paragraph(handler: Callable[..., Any]) -> str:
+    paragraph = (inspect.getdoc(handler) or "").partition("\n\n")[0]
+    return " ".join(paragraph.replace("``", "`").split())
 
 
 def _parameters_of(name: str, handler: Callable[..., Any]) -> TypeAdapter[Any]:

@@ -20,6 +20,9 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+LONGEST_ACTION = 200
+"""Characters of an action's name."""
+
 INTEGRAL = BeforeValidator(_integral)
 Number = Annotated[float, Strict()]
 """A number: no text, no true or false."""

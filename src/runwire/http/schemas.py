@@ -23,6 +23,7 @@ from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.run import Run, RunCode
 from runwire.domain.task import (
     INTEGRAL,
+    LONGEST_ACTION,
     MAX_ID,
     ChainId,
     Number,
@@ -112,7 +113,9 @@ class TargetBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    action: Annotated[str, Field(min_length=1, max_length=200, description="Name of the action; may contain spaces.")]
+    action: Annotated[
+        str, Field(min_length=1, max_length=LONGEST_ACTION, description="Name of the action; may contain spaces.")
+    ]
     export_index: Annotated[str, Field(max_length=200, description="For `export`: which dataset.")] | None = None
     export_format: Annotated[Literal["csv", "json"], Field(description="For `export`.")] | None = None
     campaign: (
@@ -172,7 +175,7 @@ class TargetPatch(TargetBody):
 
     model_config = ConfigDict(json_schema_extra=_as_patch)
 
-    action: Annotated[str, Field(min_length=1, max_length=200)] = ""
+    action: Annotated[str, Field(min_length=1, max_length=LONGEST_ACTION)] = ""
 
 
 class TriggerPatch(TriggerBody):
