@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 
 import uvloop
 from faststream import FastStream
@@ -15,6 +16,7 @@ from runwire.process import calm_garbage_collector, notify_ready
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings, load
 from runwire.worker.actions.builtin import builtin_actions
+from runwire.worker.announcer import Announcer
 from runwire.worker.consumer import Consumer
 from runwire.worker.executor import Executor
 
@@ -27,7 +29,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     own = app or (load_app(chosen.app) if chosen.app else None)
     bus = Bus(chosen, "runwire worker")
     worker = FastStream(bus.broker, logger=None)
-    parts: list[Consumer | Scheduler] = []
+    parts: list[Consumer | Scheduler | Announcer] = []
 
     @worker.on_startup
     async def connect() -> None:
@@ -41,7 +43,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
             actions.include(own)
         consumer = Consumer(bus, Executor(bus, actions, chosen), chosen)
         scheduler = Scheduler(bus, chosen)
-        for part in (consumer, scheduler):
+        for part in (consumer, scheduler, Announcer(bus, actions, clock=lambda: datetime.now(UTC))):
             parts.append(part)
             await part.start()
         log.info("worker ready, %d slots, actions: %s", chosen.worker_slots, ", ".join(sorted(actions.actions)),

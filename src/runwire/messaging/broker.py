@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -112,6 +113,21 @@ class Bus:
         if name not in self._buckets:
             self._buckets[name] = await self.js.key_value(name)
         return self._buckets[name]
+
+    async def entries(self, name: str) -> dict[str, bytes]:
+        """Every entry of a bucket at the moment of the call, by key.
+
+        Raises one of UNAVAILABLE; TimeoutError when the broker goes away meanwhile.
+        """
+        watcher = await (await self.bucket(name)).watchall(ignore_deletes=True)
+        found: dict[str, bytes] = {}
+        try:
+            while (entry := await watcher.updates()) is not None:
+                found[entry.key] = entry.value or b""
+        finally:
+            with suppress(*UNAVAILABLE):
+                await watcher.stop()
+        return found
 
     @property
     def address(self) -> str:

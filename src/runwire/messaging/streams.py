@@ -7,6 +7,7 @@ as it is: what an operator changed stays changed. ``runwire doctor`` says what d
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 from nats.js.api import (
     AckPolicy,
@@ -40,6 +41,12 @@ LOG_LINES_PER_TASK = 10_000
 LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS, AUDIT_DAYS = 30, 30, 30, 90
 REFUSALS_PER_CHAIN = 10_000
 """Messages about refused calls that are kept for a chain: flooding one costs no other its trail."""
+LARGEST_ACTION = 64 * 1024
+"""Bytes of an action's entry: its name, description and schemas."""
+
+ACTIONS_KEPT = 900.0
+"""Seconds an action stays listed that no worker publishes any more."""
+
 TOKEN_HISTORY = 64
 """Changes of one access token that are remembered (the most a bucket can)."""
 DAY = 86_400.0
@@ -149,6 +156,7 @@ async def provision(bus: Bus, settings: Settings) -> None:
         await _ensure_bucket(bus, subjects.TOKENS_BUCKET, settings, history=TOKEN_HISTORY)
         await _ensure_bucket(bus, subjects.TOKEN_USE_BUCKET, settings)
         await _ensure_bucket(bus, subjects.SETTINGS_BUCKET, settings)
+        await _ensure_bucket(bus, subjects.ACTIONS_BUCKET, settings, ttl=ACTIONS_KEPT, max_value_size=LARGEST_ACTION)
         await _ensure_artifacts(bus, settings)
         with suppress(NotFoundError):  # what it had in hand comes again, through the consumer of its chain
             await bus.js.delete_consumer(subjects.COMMANDS, subjects.SHARED_WORKERS)
@@ -173,11 +181,13 @@ async def _ensure_stream(bus: Bus, config: StreamConfig) -> None:
         await bus.js.update_stream(info.config.evolve(max_consumers=config.max_consumers))
 
 
-async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings, *, history: int = 1) -> None:
+async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings, *, history: int = 1, **config: Any) -> None:
     try:
         await bus.js.key_value(bucket)
     except BucketNotFoundError:
-        await bus.js.create_key_value(KeyValueConfig(bucket=bucket, history=history, replicas=settings.nats_replicas))
+        await bus.js.create_key_value(
+            KeyValueConfig(bucket=bucket, history=history, replicas=settings.nats_replicas, **config)
+        )
 
 
 async def _ensure_artifacts(bus: Bus, settings: Settings) -> None:

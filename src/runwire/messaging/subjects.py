@@ -20,6 +20,7 @@ takes ``cmd.1.>`` for a literal subject when publishing, so this is checked here
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 
 from runwire.domain.errors import Undecodable
@@ -56,6 +57,8 @@ TOKENS_STREAM, ALL_TOKENS = f"KV_{TOKENS_BUCKET}", f"$KV.{TOKENS_BUCKET}.*"
 """Where the bucket keeps its entries: every version of every token, up to the bucket's history."""
 TOKEN_USE_BUCKET = "runwire-token-use"  # noqa: S105 - a name
 SETTINGS_BUCKET = "runwire-settings"
+ACTIONS_BUCKET = "runwire-actions"
+ACTIONS_STREAM = f"KV_{ACTIONS_BUCKET}"
 ARTIFACTS_BUCKET = "runwire-artifacts"
 
 # Headers of the broker, as it spells them.
@@ -180,6 +183,11 @@ def key(name: str) -> str:
         msg = f"{name!r} is no name of a key"
         raise ValueError(msg)
     return f"tasks.key.{name}"
+
+
+def action_key(name: str) -> str:
+    """The key of an action in its bucket: the name may be any text."""
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def parse(subject: str) -> tuple[int, int]:

@@ -83,14 +83,14 @@ async def change(bus: Bus, token_id: str, next_version: Callable[[AccessToken | 
 async def list_all(bus: Bus) -> list[AccessToken]:
     """Every token, deleted ones too, in the order they were created. Raises one of UNAVAILABLE."""
     return sorted(
-        (AccessToken.model_validate_json(value) for value in (await _all(bus, subjects.TOKENS_BUCKET)).values()),
+        (AccessToken.model_validate_json(value) for value in (await bus.entries(subjects.TOKENS_BUCKET)).values()),
         key=lambda token: (token.created, token.id),
     )
 
 
 async def last_uses(bus: Bus) -> dict[str, datetime]:
     """When each token was last used, to a minute or so, by token id."""
-    uses = await _all(bus, subjects.TOKEN_USE_BUCKET)
+    uses = await bus.entries(subjects.TOKEN_USE_BUCKET)
     return {token_id: datetime.fromisoformat(value.decode()) for token_id, value in uses.items()}
 
 
@@ -161,17 +161,3 @@ async def _entry(bus: Bus, token_id: str) -> tuple[AccessToken, int] | None:
     except KeyNotFoundError:
         return None
     return AccessToken.model_validate_json(entry.value or b""), entry.revision or 0
-
-
-async def _all(bus: Bus, name: str) -> dict[str, bytes]:
-    """Every entry of a bucket at the moment of the call. Raises TimeoutError when the broker goes away meanwhile."""
-    bucket = await bus.bucket(name)
-    watcher = await bucket.watchall(ignore_deletes=True)
-    found: dict[str, bytes] = {}
-    try:
-        while (entry := await watcher.updates()) is not None:
-            found[entry.key] = entry.value or b""
-    finally:
-        with suppress(*UNAVAILABLE):
-            await watcher.stop()
-    return found
