@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from runwire.cli_actions import actions
 from runwire.cli_tasks import task_cli
 from runwire.cli_tokens import audit, token_cli
 from runwire.domain.errors import BrokerUnreachable, SetupError
@@ -79,6 +80,7 @@ def doctor(data_dir: DataOption = None) -> None:
 
 
 cli.command()(audit)
+cli.command()(actions)
 
 
 @cli.command()

@@ -25,6 +25,7 @@ from runwire.domain.errors import SetupError, TaskNotFound, Undecodable
 from runwire.first_start import make_first_start
 from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
+from runwire.http.catalogue import Catalogue
 from runwire.http.keeper import KeyKeeper
 from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
 from runwire.http.protocol import GuardedProtocol
@@ -160,7 +161,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     projector.listeners.append(feed.publish)
     rates = Rates(settings) if settings.rate_per_token or settings.rate_per_chain else None
     most = settings.max_outstanding_per_chain
-    uses, refusals = Uses(bus), Refusals(bus)
+    uses, refusals, catalogue = Uses(bus), Refusals(bus), Catalogue(bus)
+    await bus.until_available(catalogue.refresh)
     stack.push_async_callback(_write_the_rest, uses, refusals)
     services = Services(
         settings=settings,
@@ -173,6 +175,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         uses=uses,
         trail=Trail(database),
         refusals=refusals,
+        catalogue=catalogue,
         checks=lambda: _checks(services, projector),
         server_key=server_key,
         rates=rates,
@@ -183,6 +186,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     await bus.broker.start()
     for chore in (
         _watch_pressure(services), janitor.keep_swept(bus), uses.keep_written(), refusals.keep_written(),
+        catalogue.keep_current(),
     ):  # fmt: skip
         stack.callback(asyncio.create_task(chore).cancel)
     return services

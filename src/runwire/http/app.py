@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from runwire.domain.errors import RequestError
 from runwire.http import (
     access_tokens,
+    actions,
     audit,
     cancel,
     downloads,
@@ -39,6 +40,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *runs.ENDPOINTS,
     *streams.ENDPOINTS,
     *downloads.ENDPOINTS,
+    *actions.ENDPOINTS,
     *access_tokens.ENDPOINTS,
     *audit.ENDPOINTS,
     *health.ENDPOINTS,

@@ -46,9 +46,9 @@ class Created:
 async def create(parts: Services, body: TaskBody, *, by: str) -> Created:
     """Append the first event of the task under the wanted id, or under the counter's next one that is free.
 
-    ``by`` is the id of the access token. Raises InvalidFields (its trigger), IdTaken or NotAccepted.
+    ``by`` is the id of the access token. Raises InvalidFields (its trigger or target), IdTaken or NotAccepted.
     """
-    check_new(body.trigger.stored(), now=datetime.now(UTC))
+    _check(parts, body)
     leap = 1
     while True:
         number = body.id or await ids.next_id(parts.bus, step=leap)
@@ -64,7 +64,7 @@ async def create(parts: Services, body: TaskBody, *, by: str) -> Created:
 async def create_once(parts: Services, body: TaskBody, key: str, *, by: str) -> Created:
     """As :func:`create`; all calls with the same key and the same body get the one task. Raises KeyReused, too.
 
-    What was accepted once stays so: its trigger is not checked again when time has passed.
+    What was accepted once stays so: its trigger and target are not checked again when time has passed.
     """
     name = idempotency.name_of(parts.server_key, ROUTE, by, key)
     event_id = idempotency.event_id_of(parts.server_key, name)
@@ -83,9 +83,15 @@ async def create_once(parts: Services, body: TaskBody, key: str, *, by: str) -> 
         leap = min(leap * 2, LONGEST_LEAP)
 
 
+def _check(parts: Services, body: TaskBody) -> None:
+    """Raise InvalidFields when the trigger makes no schedule, or the action would refuse the target."""
+    check_new(body.trigger.stored(), now=datetime.now(UTC))
+    parts.catalogue.check(body.definition().target)
+
+
 async def _plan(parts: Services, body: TaskBody, name: str, request: str) -> Kept[TaskRecord]:
     """Write down which id the task gets, before it gets it; unless somebody with the same key has just done so."""
-    check_new(body.trigger.stored(), now=datetime.now(UTC))
+    _check(parts, body)
     number = body.id or await ids.next_id(parts.bus)
     record = TaskRecord(request=request, task=number, created=whole_seconds(datetime.now(UTC)))
     ttl = KEPT_UNTIL_ENDED.total_seconds()

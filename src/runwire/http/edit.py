@@ -64,6 +64,8 @@ async def edit_task(request: Request) -> Response:
         head = await _load(parts.bus, chain, task)
         condition.require(head.document.task.version)
         definition = patched(head.document.task, patch)
+        if definition.target != head.document.task.target:  # what was stored once is never refused
+            parts.catalogue.check(definition.target)
         edited = lifecycle.edit(head.document, definition, by=principal.token, now=datetime.now(UTC))
         if _says_the_same(head.document, edited):
             return await _answer(parts, head.document, {})

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from runwire.artifacts import Links
 from runwire.http.auth import Authenticator
+from runwire.http.catalogue import Catalogue
 from runwire.http.limits import Outstanding, Rates
 from runwire.http.lines import Lines
 from runwire.messaging.audit import Refusals
@@ -54,6 +55,7 @@ class Services:
     uses: Uses
     trail: Trail
     refusals: Refusals
+    catalogue: Catalogue
     checks: Callable[[], dict[str, str | None]]
     """Name of each readiness check -> what is wrong; None: nothing."""
     server_key: bytes
