@@ -142,10 +142,11 @@ def _asked(error: ValidationError, schema: Any) -> dict[str, Any]:
 
 def _missing(error: ValidationError, asked: dict[str, Any]) -> list[str]:
     """The members that are required at once (:mod:`runwire.parameters`) and are not there."""
-    condition = asked.get("if")
-    if not isinstance(error.kind, ValidationErrorKind.FalseSchema) or not isinstance(condition, dict):
+    condition, instance = asked.get("if"), error.instance
+    is_choice = isinstance(error.kind, ValidationErrorKind.FalseSchema)
+    if not is_choice or not isinstance(condition, dict) or not isinstance(instance, dict):
         return []
-    return [name for name in condition.get("required", ()) if name not in error.instance]
+    return [name for name in condition.get("required", ()) if name not in instance]
 
 
 def _by_schema(error: ValidationError, asked: dict[str, Any]) -> str:
