@@ -146,7 +146,7 @@ async def worker(bus: Bus, app: App, settings: Settings, **options: object) -> A
 
 async def make_task(bus: Bus, action: str = "noop", *, task: int = 1, chain: int = CHAIN, **fields: object) -> Document:
     """A task in EVENTS, created without an adapter. ``fields``: of its definition, or ``target`` fields."""
-    definition = {key: fields.pop(key) for key in ("timeout", "retry", "trigger") if key in fields}
+    definition = {key: fields.pop(key) for key in ("timeout", "deadline", "retry", "trigger") if key in fields}
     document = lifecycle.create(
         Definition(
             chain=chain,

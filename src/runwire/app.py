@@ -52,7 +52,7 @@ class Context:
     attempt: int
     """1 for the first, higher for each further attempt: use it as a fencing token."""
     deadline: datetime
-    """When this attempt is cancelled (UTC): its start plus the task's ``timeout``."""
+    """When this attempt is cancelled (UTC): its start plus the task's ``timeout``, or the run's ``deadline``."""
     task: int
     """Id of the task."""
     chain: int

@@ -17,14 +17,14 @@ if TYPE_CHECKING:  # loaded by the commands: `runwire --help` has to be there at
 
     from rich.console import Console
 
-task_cli = typer.Typer(name="task", help="Look at tasks.", no_args_is_help=True)
+task_cli = typer.Typer(name="task", help="Look at tasks, and cancel runs.", no_args_is_help=True)
 
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 @task_cli.callback()
 def task() -> None:
-    """Look at tasks."""
+    """Look at tasks, and cancel runs."""
 
 
 @task_cli.command("next")
@@ -35,8 +35,7 @@ def next_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Show when a task runs next by itself, in its own time zone."""
-    if not (task.isascii() and task.isdecimal()):
-        fail(f"{task!r} is no task id: a positive integer")
+    _check_id(task)
     found = call("GET", f"/tasks/{task}", url, params={"log_limit": 0}).json()
     zone = _zone(found["trigger"].get("time_zone") or "UTC")
     runs = [] if found["trigger"].get("next") is None else list(islice(_runs(found), number))
@@ -48,6 +47,26 @@ def next_runs(
         "runs": [{"local": run.astimezone(zone).isoformat(), "utc": _utc(run)} for run in runs],
     }
     tell(answer, as_json, _outlook)
+
+
+@task_cli.command("cancel")
+def cancel(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.")],
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only if this is the run.")] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End the task's run, queued or running."""
+    _check_id(task)
+    answer = call("POST", f"/tasks/{task}/cancel", url, params={} if run is None else {"run": run})
+    state = answer.json()
+    ended = {"task": int(task), "run": answer.headers["run-id"], "error": answer.headers["task-error"], **state}
+    tell(ended, as_json, lambda _console, found: typer.echo(f"run {found['run']} of task {task} is cancelled"))
+
+
+def _check_id(task: str) -> None:
+    if not (task.isascii() and task.isdecimal()):
+        fail(f"{task!r} is no task id: a positive integer")
 
 
 def _runs(task: Any) -> chain[datetime]:

@@ -20,6 +20,8 @@ class Probe(BaseModel):
     file: Path
     seconds: float = 0
     block: bool = False
+    failures: int = 0
+    """Attempts that fail."""
 
 
 @app.action("probe")
@@ -28,6 +30,8 @@ async def probe(params: Probe, ctx: runwire.Context) -> dict[str, int]:
     descriptor = os.open(params.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(descriptor, f"{ctx.run_id} {ctx.attempt} {os.getpid()}\n".encode())
     os.close(descriptor)
+    if ctx.attempt <= params.failures:
+        raise ConnectionError("not yet")
     if params.block and ctx.attempt == 1:
         time.sleep(params.seconds)  # noqa: ASYNC251 - the mistake that is tested
     else:

@@ -11,9 +11,8 @@ from tests.acceptance.test_token_cli import on
 from tests.acceptance.test_up import Running, running
 
 
-async def create(service: Running, trigger: dict[str, object], desc: str = "a task") -> str:
-    target = {"action": "sleep", "seconds": 0}
-    body = {"chain": 1764, "desc": desc, "target": target, "trigger": trigger}
+async def create(service: Running, trigger: dict[str, object], desc: str = "a task", **fields: object) -> str:
+    body = {"chain": 1764, "desc": desc, "target": {"action": "sleep", "seconds": 0}, "trigger": trigger, **fields}
     answer = await service.http.post("/tasks", json=body)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
@@ -86,3 +85,26 @@ async def test_what_is_refused_is_told_in_one_line(tmp_path: Path) -> None:
             assert done.stderr.startswith("runwire: ")
             assert done.stderr.count("\n") == 1
             assert says in done.stderr
+
+
+async def test_a_run_is_cancelled(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        runwire = on(service)
+        task = await create(service, {}, target={"action": "sleep", "seconds": 60})
+        started = [
+            (await service.http.post(f"/tasks/{task}/execute", headers={"Prefer": "respond-async"})).headers["run-id"]
+        ]
+        done = runwire("task", "cancel", task)
+        assert (done.returncode, done.stdout) == (0, f"run {started[0]} of task {task} is cancelled\n"), done.stderr
+        again = runwire("task", "cancel", task)
+        assert (again.returncode, again.stdout) == (1, "")
+        assert again.stderr == "runwire: The task is neither queued nor running.\n"
+
+        started.append(
+            (await service.http.post(f"/tasks/{task}/execute", headers={"Prefer": "respond-async"})).headers["run-id"]
+        )
+        other = runwire("task", "cancel", task, "--run", started[0])
+        assert (other.returncode, other.stdout) == (1, "")
+        assert started[1] in other.stderr
+        told = json.loads(runwire("task", "cancel", task, "--run", started[1], "--json").stdout)
+        assert (told["task"], told["run"], told["code"], told["error"]) == (int(task), started[1], "ERROR", "cancelled")

@@ -10,7 +10,9 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import nats
@@ -40,9 +42,10 @@ class Running:
         self.up, self.env, self.http, self.cwd = up, env, http, cwd
         self.trace = cwd / "trace"
 
-    async def probe_task(self, seconds: float = 0, *, block: bool = False) -> int:
-        target = {"action": "probe", "file": str(self.trace), "seconds": seconds, "block": block}
-        answer = await self.http.post("/tasks", json={"chain": 1764, "desc": "probe", "target": target, "trigger": {}})
+    async def probe_task(self, seconds: float = 0, *, block: bool = False, failures: int = 0, **fields: Any) -> int:
+        target = {"action": "probe", "file": str(self.trace), "seconds": seconds, "block": block, "failures": failures}
+        body = {"chain": 1764, "desc": "probe", "target": target, "trigger": {}, **fields}
+        answer = await self.http.post("/tasks", json=body)
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
@@ -212,6 +215,26 @@ async def test_the_broker_killed_in_the_middle_of_a_run_costs_the_caller_nothing
         assert (answer.status_code, answer.json()["code"]) == (200, "DONE")
         again = await service.http.post(f"/tasks/{task}/execute")
         assert (again.status_code, again.json()["code"]) == (200, "DONE")
+
+
+async def test_a_run_that_waits_for_its_next_try_outlives_everything(tmp_path: Path) -> None:
+    async with running(tmp_path, "--app", APP) as service:
+        task = await service.probe_task(failures=1, retry={"attempts": 2, "backoff": 5})
+        answer = await service.http.post(f"/tasks/{task}/execute", headers={"Prefer": "respond-async"})
+        location = answer.headers["location"]
+
+        async def waits() -> bool:
+            return bool((await service.http.get(location)).json()["next_attempt"])
+
+        await eventually(waits)
+        waiting = (await service.http.get(location)).json()
+        assert (waiting["code"], waiting["error"]["code"]) == ("INPROGRESS", "handler_error")
+        service.up.kill()
+    async with running(tmp_path, "--app", APP) as service:
+        done = (await service.http.get(location, headers={"Prefer": "wait=30"})).json()
+    assert (done["code"], done["attempt"], done["next_attempt"]) == ("DONE", 2, None)
+    assert datetime.fromisoformat(done["finished"]) >= datetime.fromisoformat(waiting["next_attempt"])
+    assert [line[1] for line in service.executions()] == ["1", "2"]
 
 
 async def test_an_adapter_killed_while_a_call_waits_loses_no_run(tmp_path: Path) -> None:

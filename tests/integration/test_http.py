@@ -396,6 +396,7 @@ async def test_a_created_task_is_ready_and_readable_at_once(http: httpx.AsyncCli
         "trigger": {"once": "2026-12-24T18:00:00+01:00", "segment": "vip", "user_list": [1, 2]},
         "debug": "ticket 4",
         "timeout": 60,
+        "deadline": 600,
         "retry": {"attempts": 3, "backoff": 5},
     }
     answer = await http.post("/tasks", json=body)
@@ -403,7 +404,8 @@ async def test_a_created_task_is_ready_and_readable_at_once(http: httpx.AsyncCli
     task = answer.json()
     assert answer.headers["location"] == f"/tasks/{task['id']}"
     assert list(task) == [
-        "id", "chain", "desc", "state", "trigger", "target", "logs", "debug", "version", "result", "timeout", "retry",
+        "id", "chain", "desc", "state", "trigger", "target", "logs", "debug", "version", "result", "timeout",
+        "deadline", "retry",
     ]  # fmt: skip
     assert task["target"] == body["target"]
     assert task["trigger"]["segment"] == "vip"

@@ -401,6 +401,58 @@ async def test_a_failing_run_is_tried_again_as_its_task_says(bus: Bus, app: App,
     assert changes == ["created", "claimed", "retrying", "claimed", "retrying", "claimed", "concluded"]
 
 
+async def test_a_run_that_was_queued_past_its_deadline_never_begins(bus: Bus, app: App, settings: Settings) -> None:
+    gate = Gate(app)
+    await make_task(bus, "gate", deadline=0.1)
+    await publish_command(bus, "r1")
+    await asyncio.sleep(0.1)  # until the deadline has passed
+    async with worker(bus, app, settings):
+        document = await ended(bus, "r1")
+        await eventually(lambda: queue_is_empty(bus))
+    assert (document.run.error.code, document.run.attempt, gate.begun) == ("deadline_exceeded", 0, 0)
+
+
+async def test_a_run_is_stopped_at_its_deadline_and_not_tried_again(bus: Bus, app: App, settings: Settings) -> None:
+    gate = Gate(app)
+    await make_task(bus, "gate", deadline=0.3, timeout=60, retry=RetryPolicy(attempts=5, backoff=0))
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r1")
+        document = await ended(bus, "r1")
+    assert (document.run.error.code, document.run.attempt, gate.begun) == ("deadline_exceeded", 1, 1)
+    assert document.run.error.message == "The run was not over 0.3 s after it had been accepted."
+
+
+async def test_a_run_with_no_time_left_for_another_try_ends_with_its_error(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    @app.action("never")
+    async def never(params: dict[str, object], ctx: runwire.Context) -> None:
+        raise ConnectionError("not yet")
+
+    await make_task(bus, "never", deadline=30, retry=RetryPolicy(attempts=5, backoff=60))
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r1")
+        document = await ended(bus, "r1")
+    assert (document.run.error.code, document.run.attempt) == ("handler_error", 1)
+
+
+async def test_an_action_sees_the_nearer_of_timeout_and_deadline(bus: Bus, app: App, settings: Settings) -> None:
+    left = {}
+
+    @app.action("look")
+    async def look(params: dict[str, object], ctx: runwire.Context) -> None:
+        left[ctx.task] = (ctx.deadline - lifecycle_now()).total_seconds()
+
+    await make_task(bus, "look", task=1, timeout=100, deadline=50)
+    await make_task(bus, "look", task=2, timeout=100, deadline=500)
+    async with worker(bus, app, settings):
+        for task in (1, 2):
+            await publish_command(bus, f"r{task}", task=task)
+            await ended(bus, f"r{task}", task=task)
+    assert 40 < left[1] <= 50
+    assert 90 < left[2] <= 100
+
+
 async def test_a_run_whose_workers_always_die_ends_as_attempts_exhausted(
     bus: Bus, app: App, settings: Settings
 ) -> None:

@@ -16,6 +16,7 @@ from runwire.domain.lifecycle import (
     Exhausted,
     Finished,
     Ignore,
+    Overdue,
     Postpone,
     Reject,
     Verify,
@@ -184,6 +185,58 @@ def test_the_backoff_doubles_and_stays_below_a_day() -> None:
         document = claimed(lifecycle.retry(document, BOOM, delay=delay, now=NOW, log_seq=0), command(delivery=delivery))
     assert 1.2 < delays[1] / delays[0] < 3.1
     assert max(delays) == lifecycle.LONGEST_BACKOFF
+
+
+def test_a_run_past_its_deadline_is_begun_no_more_wherever_it_waits() -> None:
+    created = new_task(deadline=60, retry=RetryPolicy(attempts=3))
+    soon, late = NOW + timedelta(seconds=59), NOW + timedelta(seconds=60)
+    working = claimed(created, command())
+    waiting = lifecycle.retry(working, BOOM, delay=59, now=NOW, log_seq=0)
+    for document, delivery in ((created, 1), (lifecycle.release(working, now=NOW, log_seq=0), 2), (working, 2)):
+        assert decide(document, command(delivery=delivery), now=soon) == Begin()
+        assert decide(document, command(delivery=delivery), now=late) == Overdue()
+    assert decide(waiting, command(delivery=2), now=late) == Overdue()
+    assert decide(working, command(), now=late) == Ignore()  # at work: its worker sees to the deadline
+    assert decide(concluded(working), command(), now=late) == Finished()
+
+
+def test_a_run_that_never_began_ends_as_such_when_its_deadline_has_passed() -> None:
+    ended = lifecycle.overdue(new_task(deadline=0.5), command(), now=NOW + timedelta(seconds=5))
+    assert (ended.run.id, ended.run.attempt, ended.run.started) == ("r1", 0, None)
+    assert (ended.run.error.code, ended.task.state.code) == ("deadline_exceeded", StateCode.ERROR)
+    assert ended.run.error.message == "The run was not over 0.5 s after it had been accepted."
+
+
+def test_a_run_that_waited_for_its_next_try_says_at_its_deadline_why_it_had_to() -> None:
+    working = claimed(new_task(deadline=60, retry=RetryPolicy(attempts=3)), command())
+    waiting = lifecycle.retry(working, BOOM, delay=59, now=NOW, log_seq=0)
+    ended = lifecycle.overdue(waiting, command(delivery=2), now=NOW + timedelta(seconds=60))
+    assert ended.run.attempt == 1
+    assert ended.run.error.message.endswith("Its last attempt had failed with handler_error: boom")
+
+
+def test_an_edit_of_the_deadline_takes_effect_with_the_next_run() -> None:
+    working = claimed(new_task(deadline=60), command())
+    definition = Definition(chain=1764, desc="d", target=working.task.target, trigger={}, deadline=1)
+    edited = lifecycle.edit(working, definition, by="t", now=NOW)
+    assert decide(edited, command(delivery=2), now=NOW + timedelta(seconds=30)) == Begin()
+    assert decide(edited, command(delivery=2), now=NOW + timedelta(seconds=61)) == Overdue()
+    assert decide(concluded(edited), command("r2", sequence=2), now=NOW + timedelta(seconds=2)) == Overdue()
+
+
+@pytest.mark.parametrize(("left", "retries"), [(None, True), (13, True), (8, False), (-1, False)])
+def test_no_try_is_waited_for_that_would_begin_past_the_deadline(left: float | None, retries: bool) -> None:
+    working = claimed(new_task(retry=RetryPolicy(attempts=3, backoff=10)), command())
+    assert (lifecycle.delay_before_retry(working.task, working.run, BOOM, left=left) is not None) is retries
+
+
+def test_a_run_says_when_its_next_try_begins_as_long_as_it_waits_for_it() -> None:
+    working = claimed(new_task(retry=RetryPolicy(attempts=3)), command())
+    assert working.run.public()["next_attempt"] is None
+    waiting = lifecycle.retry(working, BOOM, delay=60, now=NOW, log_seq=0)
+    assert waiting.run.public()["next_attempt"] == "2026-05-26T14:36:00Z"
+    assert claimed(waiting, command(delivery=2)).run.public()["next_attempt"] is None
+    assert lifecycle.cancel(waiting, waiting.run, by="t", now=NOW).run.public()["next_attempt"] is None
 
 
 def test_a_claim_holds_over_an_edit_but_not_over_the_end_or_a_deletion() -> None:

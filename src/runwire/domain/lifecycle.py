@@ -66,6 +66,7 @@ class Terms(Model):
     target: Target
     trigger: dict[str, JsonValue]
     timeout: float
+    deadline: float | None = None
     retry: RetryPolicy | None
 
 
@@ -104,6 +105,7 @@ class Definition:
     trigger: dict[str, JsonValue]
     debug: str | None = None
     timeout: float = 3600
+    deadline: float | None = None
     retry: RetryPolicy | None = None
 
 
@@ -148,6 +150,11 @@ class Ignore:
 
 
 @dataclass(frozen=True)
+class Overdue:
+    """Its deadline has passed: conclude it as ERROR ``deadline_exceeded``."""
+
+
+@dataclass(frozen=True)
 class Reject:
     """Nothing can be run: to the dead letters."""
 
@@ -155,7 +162,7 @@ class Reject:
     detail: str
 
 
-Decision = Finished | Begin | Exhausted | EndLost | Verify | Postpone | Ignore | Reject
+Decision = Finished | Begin | Exhausted | Overdue | EndLost | Verify | Postpone | Ignore | Reject
 
 
 def decide(
@@ -172,7 +179,18 @@ def decide(
         return Finished()
     if document.change is Change.DELETED:
         return Reject("task_deleted", f"Task {command.task} has been deleted.")
-    run = document.run
+    decision = _decide(document.run, command, now=now, max_deliveries=max_deliveries, verified=verified)
+    left = time_left(document.task_in_force, command.accepted, now=now)
+    may_go_on = isinstance(decision, Begin | Postpone)
+    return Overdue() if may_go_on and left is not None and left <= 0 else decision
+
+
+def time_left(task: Task, accepted: datetime, *, now: datetime) -> float | None:
+    """Seconds until the deadline of a run that was accepted then; None: it has none."""
+    return None if task.deadline is None else task.deadline - (now - accepted).total_seconds()
+
+
+def _decide(run: Run | None, command: Command, *, now: datetime, max_deliveries: int, verified: bool) -> Decision:
     if run is None:
         return Begin()
     if run.id == command.run:
@@ -212,6 +230,7 @@ def create(definition: Definition, task_id: int, now: datetime, *, by: str | Non
         target=definition.target,
         debug=definition.debug,
         timeout=definition.timeout,
+        deadline=definition.deadline,
         retry=definition.retry,
     )
     return Document(task=task, change=Change.CREATED, by=by, schedule=schedule)
@@ -277,6 +296,20 @@ def exhausted(document: Document, *, now: datetime) -> Document:
     return conclude(document, Failed(error), now=now)
 
 
+def overdue(document: Document, command: Command, *, now: datetime) -> Document:
+    """The run's deadline has passed while it was queued, or between two attempts."""
+    current = document.run
+    run = current if current is not None and current.id == command.run else queued(command)
+    cause = "" if run.error is None else f" Its last attempt had failed with {run.error.code}: {run.error.message}"
+    return _end(document, run, Failed(beyond(document.task_in_force, cause)), now=now)
+
+
+def beyond(task: Task, cause: str = "") -> RunError:
+    """Why a run ends whose deadline has passed."""
+    message = f"The run was not over {task.deadline:g} s after it had been accepted.{cause}"
+    return RunError(code=ErrorCode.DEADLINE_EXCEEDED, message=message)
+
+
 def lost(document: Document, *, now: datetime) -> Document:
     """The run is INPROGRESS, but no command stands behind it any more."""
     error = RunError(code=ErrorCode.LOST, message="The command behind this run is gone; nobody was working on it.")
@@ -321,7 +354,9 @@ def edit(document: Document, definition: Definition, *, by: str, now: datetime) 
     task = document.task
     started_with = document.started_with
     if started_with is None and document.run is not None and not document.run.is_final:
-        started_with = Terms(target=task.target, trigger=task.trigger, timeout=task.timeout, retry=task.retry)
+        started_with = Terms(
+            target=task.target, trigger=task.trigger, timeout=task.timeout, deadline=task.deadline, retry=task.retry
+        )
     edited = task.model_copy(
         update={
             "desc": definition.desc,
@@ -329,6 +364,7 @@ def edit(document: Document, definition: Definition, *, by: str, now: datetime) 
             "trigger": definition.trigger,
             "debug": definition.debug,
             "timeout": definition.timeout,
+            "deadline": definition.deadline,
             "retry": definition.retry,
             "version": task.version + 1,
         }
@@ -379,8 +415,13 @@ def still_claimed(document: Document, claim_id: str) -> bool:
     return document.change is not Change.DELETED and run is not None and not run.is_final and run.claim.id == claim_id
 
 
-def delay_before_retry(task: Task, run: Run, failed: Failed) -> float | None:
-    """Seconds until the next try, or None when this failure ends the run."""
+def delay_before_retry(task: Task, run: Run, failed: Failed, *, left: float | None = None) -> float | None:
+    """Seconds until the next try, or None when this failure ends the run. ``left``: seconds until its deadline."""
+    delay = _backoff(task, run, failed)
+    return None if delay is not None and left is not None and delay >= left else delay
+
+
+def _backoff(task: Task, run: Run, failed: Failed) -> float | None:
     policy = task.retry
     if policy is None or not failed.retryable or run.claim.failures + 1 >= policy.attempts:
         return None

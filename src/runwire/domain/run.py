@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, JsonValue
 
-from runwire.domain.task import Model
+from runwire.domain.task import Model, whole_seconds
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run id looks like, whoever made it: safe in a URL, a header and a bucket key."""
@@ -27,7 +27,9 @@ PUBLIC_FIELDS = (
     "finished",
     "result",
     "error",
+    "next_attempt",
 )
+"""Of what is stored, and ``next_attempt``: when a run that waits between two tries goes on."""
 
 
 class RunCode(StrEnum):
@@ -57,6 +59,8 @@ class ErrorCode(StrEnum):
     """The action raised."""
     TIMEOUT = "timeout"
     """An attempt took longer than the task's ``timeout``."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """The run was not over within the task's ``deadline``, in the queue, at work or between two tries."""
     INVALID_PARAMETERS = "invalid_parameters"
     """The target does not fit the action's parameter model."""
     INVALID_RESULT = "invalid_result"
@@ -150,7 +154,9 @@ class Run(Model):
 
     def public(self) -> dict[str, Any]:
         """The run as the HTTP API shows it: JSON-ready."""
-        return self.model_dump(mode="json", include=set(PUBLIC_FIELDS))
+        following = None if self.is_final else self.claim.retry_at
+        when = None if following is None else f"{whole_seconds(following):%Y-%m-%dT%H:%M:%SZ}"
+        return self.model_dump(mode="json", include=set(PUBLIC_FIELDS)) | {"next_attempt": when}
 
 
 @dataclass(frozen=True, kw_only=True)

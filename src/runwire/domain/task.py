@@ -109,6 +109,8 @@ class Task(Model):
     """What the last successful run returned."""
     timeout: float = 3600
     """Seconds one attempt may take."""
+    deadline: float | None = None
+    """Seconds a run may take from its acceptance to its end, waiting and further tries included; None: any time."""
     retry: RetryPolicy | None = None
 
     @property

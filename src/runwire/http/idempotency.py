@@ -140,7 +140,7 @@ class RunKey:
         record = RunRecord(request=self._kept.record.request, run=run)
         # Its end does not lead back to the key, so the time it may take is allowed for now.
         retry = self._task.retry
-        longest = timedelta(seconds=self._task.timeout * (retry.attempts if retry else 1))
+        longest = timedelta(seconds=self._task.deadline or self._task.timeout * (retry.attempts if retry else 1))
         await self._overwrite(record, KEPT_UNTIL_ENDED + longest)
 
     async def keep(self, ended: Run) -> None:

@@ -40,6 +40,9 @@ from runwire.http.trigger_schemas import TriggerBody, TriggerView
 from runwire.messaging.codec import LARGEST_DOCUMENT
 from runwire.readmodel.reader import ListedTask
 
+LONGEST_DEADLINE = 2_592_000
+"""Seconds: thirty days."""
+
 SAMPLE_TASK: dict[str, Any] = {
     "chain": 1764,
     "desc": "Export the run history every evening",
@@ -91,6 +94,7 @@ EXAMPLE_TASK: dict[str, Any] = {
     "version": 3,
     "result": {"rows": 1200, "bytes": 98304, "file": "Runs_Export-12345.csv"},
     "timeout": 3600,
+    "deadline": None,
     "retry": None,
 }
 EXAMPLE_RUN: dict[str, Any] = {
@@ -105,6 +109,7 @@ EXAMPLE_RUN: dict[str, Any] = {
     "finished": "2026-05-26T14:35:45Z",
     "result": {"rows": 1200, "bytes": 98304, "file": "Runs_Export-12345.csv"},
     "error": None,
+    "next_attempt": None,
 }
 
 
@@ -141,6 +146,10 @@ class TaskBody(BaseModel):
     id: Annotated[TaskId, Field(description="An id of your own; 409 when it is taken.")] | None = None
     debug: Annotated[Text, Field(description="Debug string for diagnosis.")] | None = None
     timeout: Annotated[Number, Field(gt=0, le=604_800, description="Longest time for one attempt, seconds.")] = 3600
+    deadline: Annotated[
+        Number | None,
+        Field(gt=0, le=LONGEST_DEADLINE, description="Longest time from a run's acceptance to its end, seconds."),
+    ] = None
     retry: RetryPolicy | None = None
 
     @field_validator("desc", "debug")
@@ -160,6 +169,7 @@ class TaskBody(BaseModel):
             trigger=self.trigger.stored(),
             debug=self.debug,
             timeout=self.timeout,
+            deadline=self.deadline,
             retry=self.retry,
         )
 
@@ -209,6 +219,7 @@ class TaskPatch(BaseModel):
     trigger: TriggerPatch = TriggerPatch()
     debug: Text | None = None
     timeout: Annotated[Number, Field(gt=0, le=604_800)] | None = None
+    deadline: Annotated[Number, Field(gt=0, le=LONGEST_DEADLINE)] | None = None
     retry: RetryPatch | None = None
 
 
@@ -246,6 +257,7 @@ class TaskView(BaseModel):
     version: Annotated[int, Field(description="+1 with each state change.")]
     result: Annotated[dict[str, Any] | None, Field(description="What the last successful run returned.")]
     timeout: float
+    deadline: float | None
     retry: RetryPolicy | None
 
 
@@ -296,6 +308,9 @@ class RunView(BaseModel):
     finished: datetime | None
     result: dict[str, Any] | None
     error: RunErrorView | None
+    next_attempt: Annotated[
+        datetime | None, Field(description="When it goes on, while it waits between two tries; `error`: why.")
+    ]
 
 
 class LineView(BaseModel):
@@ -406,7 +421,7 @@ def _view(
 ) -> dict[str, Any]:
     created = datetime.fromisoformat(task["state"]["created_date"])
     task["trigger"] = trigger_schemas.shown(task["trigger"], task["id"], created=created, cursor=cursor, now=now)
-    rest = {name: task.pop(name) for name in ("debug", "version", "result", "timeout", "retry")}
+    rest = {name: task.pop(name, None) for name in ("debug", "version", "result", "timeout", "deadline", "retry")}
     return task | {"logs": logs} | rest
 
 

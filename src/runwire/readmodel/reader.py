@@ -150,7 +150,7 @@ class Reader:
                 for sequence in sequences
             ]
             runs = [from_json(document) for document in documents]
-            return [{name: run[name] for name in PUBLIC_FIELDS} for run in runs], total
+            return [{name: run.get(name) for name in PUBLIC_FIELDS} for run in runs], total
 
         return await self._database.read(query)
 

@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 
 from runwire import artifacts
 from runwire.app import Action, App, Context
+from runwire.domain import lifecycle
 from runwire.domain.errors import Fail, Retry
 from runwire.domain.run import Done, ErrorCode, Failed, Outcome, Run, RunError
 from runwire.domain.task import LogLevel, Task
@@ -81,8 +82,10 @@ class Actor:
         for task in self._acting:
             task.cancel()
 
-    async def act(self, task: Task, hold: Hold, line_log: RunLog) -> Outcome:
+    async def act(self, task: Task, hold: Hold, line_log: RunLog, *, accepted: datetime) -> Outcome:
         """Run the task's action under its timeout; whatever happens comes back as an outcome.
+
+        ``accepted``: when the run was, for its deadline.
 
         Raises HandedBack when the worker is being stopped, TakenAway when the attempt is over for another reason,
         and nothing else.
@@ -98,17 +101,20 @@ class Actor:
             parameters = action.parameters.validate_python(task.target.parameters)
         except ValidationError as invalid:
             return _failed(ErrorCode.INVALID_PARAMETERS, _complaints(invalid))
+        now = self._clock()
+        left = lifecycle.time_left(task, accepted, now=now)
+        seconds = task.timeout if left is None else min(task.timeout, left)
         context = Context(
             run_id=run.id,
             attempt=run.attempt,
-            deadline=self._clock() + timedelta(seconds=task.timeout),
+            deadline=now + timedelta(seconds=seconds),
             task=task.id,
             chain=task.chain,
             filters=task.filters,
             write_log=line_log.write,
         )
         try:
-            async with asyncio.timeout(task.timeout) as limit:
+            async with asyncio.timeout(seconds) as limit:
                 result = await self._interruptible(action, parameters, context, hold)
         except (HandedBack, TakenAway):
             raise
@@ -117,6 +123,8 @@ class Actor:
         except Retry as retry:
             return _failed(retry.code, str(retry), retryable=True, after=retry.after)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
+            if limit.expired() and seconds < task.timeout:
+                return Failed(lifecycle.beyond(task))
             if limit.expired():
                 return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)
             line_log.write(LogLevel.DEBUG, "".join(traceback.format_exception(error)))

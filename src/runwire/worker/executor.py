@@ -78,6 +78,7 @@ class Attempt:
     """The event of the claim."""
     run: Run
     log: RunLog
+    accepted: datetime
     began: float
     """Monotonic seconds."""
 
@@ -143,6 +144,8 @@ class Executor:
                     await self._try_append(head, lifecycle.lost(head.document, now=self._clock()))
                 case lifecycle.Exhausted() if head:
                     await self._try_append(head, lifecycle.exhausted(head.document, now=self._clock()))
+                case lifecycle.Overdue() if head:
+                    await self._try_append(head, lifecycle.overdue(head.document, command, now=self._clock()))
                 case lifecycle.Begin() if head:
                     if self._must_wait_for_action(head, command):
                         return await self._wait_for_action(head, command)
@@ -209,7 +212,7 @@ class Executor:
             if claimed is None:
                 return None
             line_log = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=claim_id)
-            attempt = Attempt(claimed, document.run, line_log, time.monotonic())
+            attempt = Attempt(claimed, document.run, line_log, command.accepted, time.monotonic())
             ending = await self._act(attempt, hold)
         match ending:
             case HandedBack():
@@ -233,24 +236,26 @@ class Executor:
 
     async def _act(self, attempt: Attempt, hold: Hold) -> Outcome | HandedBack | TakenAway:
         try:
-            return await self._actor.act(attempt.document.task_in_force, hold, attempt.log)
+            return await self._actor.act(attempt.document.task_in_force, hold, attempt.log, accepted=attempt.accepted)
         except (HandedBack, TakenAway) as interruption:
             return interruption
 
     async def _conclude(self, attempt: Attempt, outcome: Outcome) -> Disposition:
         """Append how the attempt ended: the run's last event, or the wait for its next try."""
+        delay: float | None = None
         if isinstance(outcome, Failed):
             attempt.log.write(LogLevel.ERROR, f"{outcome.error.code}: {outcome.error.message}")
+            task = attempt.document.task_in_force
+            left = lifecycle.time_left(task, attempt.accepted, now=self._clock())
+            delay = lifecycle.delay_before_retry(task, attempt.run, outcome, left=left)
+            if delay is not None:
+                attempt.log.write(LogLevel.INFO, f"attempt {attempt.run.attempt + 1} begins in {delay:.1f} s")
         log_seq = await attempt.log.flush()
-        delay: float | None = None
 
         def following(document: Document) -> Document:
-            nonlocal delay
             now = self._clock()
-            if isinstance(outcome, Failed) and document.run is not None:
-                delay = lifecycle.delay_before_retry(document.task_in_force, document.run, outcome)
-                if delay is not None:
-                    return lifecycle.retry(document, outcome, delay=delay, now=now, log_seq=log_seq)
+            if isinstance(outcome, Failed) and delay is not None:
+                return lifecycle.retry(document, outcome, delay=delay, now=now, log_seq=log_seq)
             return lifecycle.conclude(document, outcome, now=now, log_seq=log_seq)
 
         if not await self._append_own(attempt, following):
