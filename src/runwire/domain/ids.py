@@ -1,9 +1,14 @@
-"""Fresh ids."""
+"""Fresh ids, and what names look like that become parts of subjects."""
 
 from __future__ import annotations
 
 import os
 import time
+
+SUBJECT_NAME = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
+"""What a task may call a service, or a subject for messages: tokens of a NATS subject, and no wildcards."""
+LONGEST_SUBJECT_NAME = 100
+"""Characters of such a name."""
 
 
 def uuid7() -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -66,6 +67,7 @@ class Bus:
         self.chains: set[int] = set()
         """Chains that are known to have their consumer (:mod:`runwire.messaging.chains`)."""
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._last_error: Exception | None = None
         self._buckets: dict[str, KeyValue] = {}
         self.broker = NatsBroker(
@@ -129,6 +131,15 @@ class Bus:
                 await watcher.stop()
         return found
 
+    @contextmanager
+    def while_connected(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        """Until the block is left, the loss of the connection ends this future with ConnectionReconnectingError."""
+        self._waiting.add(future)
+        try:
+            yield
+        finally:
+            self._waiting.discard(future)
+
     @property
     def address(self) -> str:
         """The broker's URL without the credentials in it."""
@@ -144,6 +155,9 @@ class Bus:
         log.debug("%s", error, extra={"action": "bus_error"})
 
     async def _on_disconnected(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(nats.errors.ConnectionReconnectingError())
         if not self.nc.is_closed and not self.nc.is_draining:
             log.warning("the broker is gone, reconnecting", extra={"action": "disconnected"})
 

@@ -12,8 +12,11 @@
     tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
     tasks.aud.<chain>                      AUDIT        calls that were refused
     tasks.ids                              IDS          the counter of task ids
+    services.<chain>.<name>                -            requests to a service of the chain (core NATS)
+    messages.<chain>.<name>                -            messages for the services of the chain (core NATS)
 
-``<chain>`` and ``<task>`` are positive integers; nothing a user wrote becomes a part of a subject. (nats-py
+``<chain>`` and ``<task>`` are positive integers; ``<name>``, which a task brings, is tokens of letters, digits, ``_``
+and ``-``, and stands behind the chain of that task. Nothing else a user wrote becomes a part of a subject. (nats-py
 takes ``cmd.1.>`` for a literal subject when publishing, so this is checked here and nowhere else.)
 """
 
@@ -24,6 +27,7 @@ import hashlib
 import re
 
 from runwire.domain.errors import Undecodable
+from runwire.domain.ids import LONGEST_SUBJECT_NAME, SUBJECT_NAME
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.task import MAX_ID
 
@@ -73,14 +77,21 @@ SCHEDULE_TARGET = "Nats-Schedule-Target"
 KEY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What the name of a key's record looks like: one token of a subject."""
 
+STATUS, NO_RESPONDERS = "Status", "503"
+"""How the broker answers a request that nobody is there for."""
+SERVICE_ERROR, SERVICE_ERROR_CODE = "Nats-Service-Error", "Nats-Service-Error-Code"
+"""How a service says that it failed (NATS ADR-32)."""
+
 EVENT_ID = "ce-id"
 """The CloudEvents attribute that tells events apart; by it a writer recognises its own."""
 
-# Headers of ours, on commands and dead letters.
+# Headers of ours, on commands, requests, messages and dead letters.
 RUN_ID = "Run-Id"
 RUN_SOURCE = "Run-Source"
 RUN_TICK = "Run-Tick"
 """``<version of the schedule> <time>``: the tick a command stands for. Its run id proves it."""
+RUN_ATTEMPT, RUN_DEADLINE = "Run-Attempt", "Run-Deadline"
+TASK_ID, CHAIN_ID = "Task-Id", "Chain-Id"
 DEAD_REASON = "Dead-Letter-Reason"
 DEAD_DETAIL = "Dead-Letter-Detail"
 DEAD_SUBJECT = "Dead-Letter-Subject"
@@ -177,6 +188,16 @@ def dead_letter(chain: int, task: int) -> str:
     return f"tasks.dlq.{int(chain)}.{int(task)}"
 
 
+def service(chain: int, name: str) -> str:
+    """Where requests to a service of the chain are published. Raises ValueError."""
+    return f"services.{_id(chain)}.{_name(name)}"
+
+
+def message(chain: int, name: str) -> str:
+    """Where messages for the services of the chain are published. Raises ValueError."""
+    return f"messages.{_id(chain)}.{_name(name)}"
+
+
 def key(name: str) -> str:
     """Where the record of an Idempotency-Key is kept, under a name that is derived from it."""
     if not KEY_NAME.fullmatch(name):
@@ -206,3 +227,10 @@ def _id(number: int) -> int:
         msg = f"{number} is no id"
         raise ValueError(msg)
     return number
+
+
+def _name(name: str) -> str:
+    if len(name) > LONGEST_SUBJECT_NAME or not re.fullmatch(SUBJECT_NAME, name):
+        msg = f"{name[:LONGEST_SUBJECT_NAME]!r} is no name for a part of a subject"
+        raise ValueError(msg)
+    return name
