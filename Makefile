@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test check bench bench-size bench-fairness bench-schedules clean
+.PHONY: install up test test-javascript check bench bench-size bench-fairness bench-schedules clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,10 @@ up: install
 
 test: check
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+
+# The example of a worker in JavaScript; needs Node.js 20 and npm.
+test-javascript: install
+	cd examples/javascript-worker && npm install --no-audit --no-fund --loglevel=error && npm test
 
 check: install
 	$(VENV)/bin/ruff check
