@@ -26,7 +26,9 @@ before(async () => {
 });
 
 after(async () => {
-  await up?.stop("SIGTERM");
+  const worker = await startWorker({ GRACE_MS: "500" });
+  await up.stop("SIGTERM");
+  await worker.stop("SIGTERM"); // it ends although the broker has gone
   await rm(folder, { recursive: true });
 });
 

@@ -27,8 +27,7 @@ const nc = await connect({
 
 // Several workers share the work: each request goes to one member of the queue group.
 const requests = nc.subscribe(SUBJECT, { queue: "invoices" });
-process.on("SIGTERM", () => requests.drain()); // no new requests; what was begun is answered
-process.on("SIGINT", () => requests.drain());
+for (const signal of ["SIGTERM", "SIGINT"]) process.once(signal, stop);
 console.log(`listening to ${SUBJECT}`);
 
 const underway = new Set();
@@ -38,6 +37,12 @@ for await (const request of requests) {
 }
 await Promise.all(underway);
 await nc.drain();
+
+// Takes no more requests; what was begun is answered, unless that takes too long or the broker is away.
+function stop() {
+  requests.drain().catch(() => {});
+  setTimeout(() => process.exit(1), Number(process.env.GRACE_MS ?? 10_000)).unref();
+}
 
 async function handle(request) {
   const run = request.headers.get("Run-Id");
