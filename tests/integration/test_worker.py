@@ -229,6 +229,25 @@ async def test_a_result_that_is_no_json_object_is_an_error(
         assert (await ended(bus, "r1")).run.error.code == code
 
 
+@pytest.mark.parametrize(("levels", "code"), [(100, "DONE"), (101, "ERROR"), (240, "ERROR"), (1500, "ERROR")])
+async def test_a_result_is_only_as_deep_as_everybody_can_read(
+    bus: Bus, app: App, settings: Settings, levels: int, code: str
+) -> None:
+    @app.action("deep")
+    async def deep(params: dict[str, object], ctx: runwire.Context) -> dict[str, object]:
+        value: dict[str, object] = {}
+        for _ in range(levels - 1):
+            value = {"in": value}
+        return value
+
+    await make_task(bus, "deep")
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r1")
+        run = (await ended(bus, "r1")).run
+    assert run.code == code
+    assert run.error is None or run.error.code == "invalid_result"
+
+
 async def test_a_result_larger_than_a_message_is_kept_as_a_file(bus: Bus, app: App, settings: Settings) -> None:
     @app.action("large")
     async def large(params: dict[str, object], ctx: runwire.Context) -> dict[str, str]:

@@ -27,8 +27,11 @@ from runwire.worker.runlog import RunLog
 
 INLINE_RESULT = 4 * 1024
 """Bytes of JSON a result may have inside the document; a larger one becomes a file."""
+DEEPEST_RESULT = 100
+"""Arrays and objects inside one another in such a result: nobody reads a document that has 200 of them."""
 LARGEST_RESULT = 64 * 1024 * 1024
 """Bytes of JSON a result may have at all."""
+TOO_DEEP = f"The action's result has more than {DEEPEST_RESULT} arrays and objects inside one another."
 LONGEST_ERROR = 1000
 """Characters of an error's message inside the document."""
 
@@ -175,7 +178,7 @@ class Actor:
             message = f"The action's result has {len(encoded):,} bytes; at most {LARGEST_RESULT:,} can be kept."
             return _failed(ErrorCode.RESULT_TOO_LARGE, message)
         if len(encoded) <= INLINE_RESULT:
-            return Done(value)
+            return Done(value) if _depth(value) <= DEEPEST_RESULT else _failed(ErrorCode.INVALID_RESULT, TOO_DEEP)
         file = f"Result-{run.task}.json"
         name = artifacts.object_name(run.chain, run.task, run.id, file)
         refusal = await self._put_surely(name, encoded)
@@ -201,6 +204,15 @@ class Actor:
 def _failed(code: str, message: str, *, retryable: bool = False, after: float | None = None) -> Failed:
     text = message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}..."
     return Failed(RunError(code=str(code), message=text), retryable=retryable, retry_after=after)
+
+
+def _depth(value: JsonValue) -> int:
+    """How many arrays and objects are inside one another."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def _complaints(invalid: ValidationError) -> str:
