@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runwire.domain.access import parse_credential
+from runwire.domain.addresses import parse_exceptions
 from runwire.domain.errors import SetupError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -56,6 +57,10 @@ class Settings(BaseSettings):
     """``module:attribute`` of a runwire.App with actions of your own; also ``--app``."""
     commands: Path | None = None
     """TOML file of the programs that the action ``command`` may run; None: a worker has no such action."""
+    http_allow: str = ""
+    """Addresses that the action ``http`` may call beside the public ones: NETWORK, ADDRESS:PORT, [IPV6]:PORT, ..."""
+    http_max_bytes: Annotated[int, Field(ge=1000, le=64_000_000)] = 4_000_000
+    """How large a body the action ``http`` may be told to read; a worker has to hold one for each of its slots."""
     wait_seconds: Annotated[float, Field(gt=0, le=3600)] = 55
     """How long execute waits for the final state when the caller does not say."""
     ack_wait: Annotated[float, Field(ge=0.5, le=3600)] = 10
@@ -113,6 +118,12 @@ class Settings(BaseSettings):
         if len(rates) != 1 or rates[0].amount < 1:
             msg = "must be a number of calls and a time, such as 100/second or 1000/5 minutes"
             raise ValueError(msg)
+        return value
+
+    @field_validator("http_allow")
+    @classmethod
+    def _is_list_of_addresses(cls, value: str) -> str:
+        parse_exceptions(value)
         return value
 
     @property

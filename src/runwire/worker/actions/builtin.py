@@ -8,11 +8,13 @@ from datetime import datetime
 
 from runwire import artifacts
 from runwire.app import App, Context
+from runwire.domain.addresses import parse_exceptions
 from runwire.messaging import events, services, subjects
 from runwire.messaging.broker import Bus
 from runwire.worker.actions.command import command_action
 from runwire.worker.actions.commands_file import read_commands
 from runwire.worker.actions.export import Dataset, Row, export_action
+from runwire.worker.actions.http import http_action
 from runwire.worker.actions.publish import publish_action
 from runwire.worker.actions.request import Reply, request_action
 from runwire.worker.actions.sleep import sleep
@@ -48,11 +50,13 @@ def builtin_actions(bus: Bus) -> App:
     async def send(ctx: Context, name: str, payload: bytes) -> str:
         return await services.publish(bus, ctx, name, payload)
 
+    settings = bus.settings
     app = App()
     app.action("export")(export_action({"runs": Dataset(RUN_COLUMNS, runs)}, store))
+    app.action("http")(http_action(parse_exceptions(settings.http_allow), settings.http_max_bytes))
     app.action("publish")(publish_action(send))
     app.action("request")(request_action(ask))
     app.action("sleep")(sleep)
-    if bus.settings.commands is not None:
-        app.action("command")(command_action(read_commands(bus.settings.commands)))
+    if settings.commands is not None:
+        app.action("command")(command_action(read_commands(settings.commands)))
     return app
