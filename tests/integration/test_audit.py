@@ -22,8 +22,9 @@ from runwire.messaging import audit as refusals
 from runwire.messaging import events, streams, subjects, tokens
 from runwire.messaging.audit import MOST_PENDING, Refusals
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.trail import AuditRow
 from runwire.readmodel import audit
-from runwire.readmodel.audit import AuditFilter, AuditRow, Told, Trail
+from runwire.readmodel.audit import AuditFilter, Told, Trail
 from runwire.readmodel.database import LAYOUT, Database, open_database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.waiters import Waiters

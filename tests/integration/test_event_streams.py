@@ -21,7 +21,7 @@ from runwire.bootstrap.adapter import _bind
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest
 from runwire.domain.lifecycle import Change, Document
 from runwire.http import auth, streams
-from runwire.messaging import events, subjects, tokens
+from runwire.messaging import events, stretch, subjects, tokens
 from runwire.messaging.broker import Bus
 from runwire.readmodel import feed
 from runwire.settings import Settings
@@ -396,14 +396,14 @@ async def test_what_a_replica_does_not_have_yet_comes_from_the_leader(
     for task in (1, 2, 3):
         await make_task(bus, task=task)
     await eventually(lambda: http.services.feed.position == 4)
-    read = events._read
+    read = stretch.read
 
     async def behind(*arguments: object, **named: object):
         async for message in read(*arguments, **named):
             yield message
             return  # as if the replica had no more
 
-    monkeypatch.setattr(events, "_read", behind)
+    monkeypatch.setattr(stretch, "read", behind)
     async with opened(http, "/events", last=0) as stream:
         assert [event.id for event in await stream.take(4)] == [1, 2, 3, 4]
 

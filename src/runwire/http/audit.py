@@ -20,7 +20,8 @@ from runwire.http.problems import TABLE
 from runwire.http.query import Page, parse_query
 from runwire.http.schemas import Instant, instant, json_bytes
 from runwire.http.services import services
-from runwire.readmodel.audit import AuditFilter, AuditRow
+from runwire.messaging.trail import AuditRow
+from runwire.readmodel.audit import AuditFilter
 
 TOO_MANY = 429
 EXAMPLE_ROW: dict[str, Any] = {

@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.api import DeliverPolicy, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
-from nats.js.errors import Error as JetStreamError
 
 from runwire.domain.errors import BodyTooLarge, Conflict, NotAccepted, Undecodable
-from runwire.domain.lifecycle import Document
-from runwire.messaging import chains, codec, subjects
+from runwire.domain.lifecycle import Change, Document
+from runwire.messaging import chains, codec, stretch, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
-from runwire.messaging.pull import Puller
 
 log = logging.getLogger("runwire.bus")
 
@@ -36,10 +33,10 @@ STREAM_FULL = frozenset({10077, 10023})
 """The broker's error codes for: no room in the stream (or on its disk)."""
 TRIES = 5
 """How often an event whose storing was not confirmed is sent again before the caller is told."""
-PAGE = 500
-"""Messages asked for at once when a stretch of the stream is read."""
 SMALL_PAGE = 50
-"""As PAGE, for each of many that read at the same time and at the pace of somebody else."""
+"""Messages asked for at once by each of many that read at the same time and at the pace of somebody else."""
+AT_ONCE = 64
+"""Tasks looked up at the same time when all of a chain are read."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ async def schedules(bus: Bus) -> AsyncIterator[tuple[tuple[int, int], Document |
     """
     last = await last_sequence(bus)
     policy = DeliverPolicy.LAST_PER_SUBJECT
-    async for message in _read(bus, subjects.DEFINITIONS, until=last, policy=policy):
+    async for message in stretch.read(bus, subjects.EVENTS, subjects.DEFINITIONS, until=last, policy=policy):
         with contextlib.suppress(Undecodable):
             # Most tasks have no schedule, and to see that takes a tenth of the time of a whole document.
             document = codec.decode(message.data) if codec.has_schedule(message.data) else None
@@ -192,11 +189,69 @@ async def schedules(bus: Bus) -> AsyncIterator[tuple[tuple[int, int], Document |
 async def ended_runs(bus: Bus, chain: int) -> AsyncIterator[Document]:
     """The final document of every run of the chain that the stream holds at the moment of the call, oldest first."""
     last = await last_sequence(bus)
-    async for message in _read(bus, subjects.ended_runs_of(chain), until=last):
-        yield codec.decode(message.data)
+    async with contextlib.aclosing(history(bus, subjects.ended_runs_of(chain), until=last)) as found:
+        async for event in found:
+            yield event.document
 
 
-async def between(bus: Bus, filters: list[str], *, after: int, until: int) -> AsyncGenerator[Event, None]:
+async def history(bus: Bus, filters: list[str], *, until: int) -> AsyncGenerator[Event, None]:
+    """The events that match, from the first that is kept up to ``until``; a broker that is away is waited for."""
+    last = 0
+    while True:
+        try:
+            events = between(bus, filters, after=last, until=until, page=stretch.PAGE)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    last = event.sequence
+                    yield event
+        except UNAVAILABLE:
+            await asyncio.sleep(stretch.PAUSE)
+        else:
+            return
+
+
+async def tasks_of(bus: Bus, chain: int) -> AsyncGenerator[Document, None]:
+    """The last document of every task of the chain that is not deleted, by id, each as it is when it is read.
+
+    The ids are kept in memory, 8 bytes each, and of the documents a few. A broker that is away is waited for.
+    """
+    ids = await _task_ids(bus, chain)
+    for start in range(0, len(ids), AT_ONCE):
+        heads = await asyncio.gather(*(_load_surely(bus, chain, task) for task in ids[start : start + AT_ONCE]))
+        for head in heads:
+            if head is not None and head.document.change is not Change.DELETED:
+                yield head.document
+
+
+async def _task_ids(bus: Bus, chain: int) -> array[int]:
+    """The ids of the chain's tasks, and of its deleted ones for as long as they are known, in ascending order."""
+    # A task begins as READY: of that subject there is one last event for each.
+    subject, policy = subjects.events_of_chain(chain, "ready"), DeliverPolicy.LAST_PER_SUBJECT
+    while True:
+        found = array("q")
+        try:
+            until = await last_sequence(bus)
+            messages = stretch.read(bus, subjects.EVENTS, [subject], until=until, policy=policy, headers_only=True)
+            async with contextlib.aclosing(messages):
+                async for message in messages:
+                    found.append(subjects.parse(message.subject)[1])
+        except UNAVAILABLE:
+            await asyncio.sleep(stretch.PAUSE)
+        else:
+            return array("q", sorted(found))
+
+
+async def _load_surely(bus: Bus, chain: int, task: int) -> Head | None:
+    while True:
+        try:
+            return await load(bus, chain, task)
+        except UNAVAILABLE:
+            await asyncio.sleep(stretch.PAUSE)
+
+
+async def between(
+    bus: Bus, filters: list[str], *, after: int, until: int, page: int = SMALL_PAGE
+) -> AsyncGenerator[Event, None]:
     """The events that match, from the one after sequence ``after`` up to ``until``, in order; a page in memory.
 
     A consumer may live on a replica that is a little behind and takes its own end for that of the stream, so the
@@ -205,7 +260,8 @@ async def between(bus: Bus, filters: list[str], *, after: int, until: int) -> As
     last = after
     if last >= until:
         return
-    async with contextlib.aclosing(_read(bus, filters, start=after + 1, until=until, page=SMALL_PAGE)) as messages:
+    pages = stretch.read(bus, subjects.EVENTS, filters, start=after + 1, until=until, page=page)
+    async with contextlib.aclosing(pages) as messages:
         async for message in messages:
             last = message.metadata.sequence.stream
             event = _decoded(last, message.subject, message.data, message.headers)
@@ -248,7 +304,7 @@ async def deleted_before(bus: Bus, instant: datetime, *, limit: int) -> list[Del
     """The oldest deletions that the stream still knows of, as far as they happened before ``instant``."""
     found: list[Deletion] = []
     last = await last_sequence(bus)
-    async for message in _read(bus, [subjects.ALL_DELETIONS], until=last):
+    async for message in stretch.read(bus, subjects.EVENTS, [subjects.ALL_DELETIONS], until=last):
         if message.metadata.timestamp >= instant or len(found) == limit:
             break
         found.append(Deletion(*subjects.parse(message.subject), message.metadata.sequence.stream))
@@ -294,59 +350,3 @@ async def _read_back(bus: Bus, fence: str, expected: int, event_id: str) -> int:
     if winner is not None and (winner.headers or {}).get(subjects.EVENT_ID) == event_id:
         return winner.seq or 0
     raise Conflict("Somebody else changed the task first.")
-
-
-async def _read(
-    bus: Bus,
-    filters: list[str],
-    *,
-    start: int = 1,
-    until: int,
-    page: int = PAGE,
-    policy: DeliverPolicy = DeliverPolicy.BY_START_SEQUENCE,
-) -> AsyncGenerator[Msg, None]:
-    """The messages of EVENTS that match, from sequence ``start`` to ``until``; at most a page of them in memory.
-
-    By another ``policy`` ``start`` says nothing.
-
-    Raises TimeoutError when the broker goes away in between: half a history is not passed off as a whole.
-    """
-    queue: asyncio.Queue[Msg | None] = asyncio.Queue()
-
-    async def give_up() -> None:
-        queue.put_nowait(None)
-
-    consumer = await bus.js.add_consumer(
-        subjects.EVENTS,
-        ConsumerConfig(
-            deliver_policy=policy,
-            opt_start_seq=start if policy is DeliverPolicy.BY_START_SEQUENCE else None,
-            ack_policy=AckPolicy.NONE,
-            filter_subjects=filters,
-            inactive_threshold=60.0,
-            mem_storage=True,
-            num_replicas=1,
-        ),
-    )
-    puller = Puller(bus, on_message=queue.put_nowait, on_reset=give_up)
-    await puller.start()
-    try:
-        puller.consume(subjects.EVENTS, consumer.name)
-        left = consumer.num_pending or 0
-        while left:
-            await puller.request(page)
-            for _ in range(min(page, left)):
-                message = await asyncio.wait_for(queue.get(), timeout=10)
-                if message is None:
-                    msg = "the broker went away while the history was read"
-                    raise TimeoutError(msg)
-                if message.metadata.sequence.stream > until:
-                    return
-                yield message
-                left = message.metadata.num_pending
-                if not left:
-                    return
-    finally:
-        await puller.stop()
-        with contextlib.suppress(*UNAVAILABLE, NatsError, JetStreamError):
-            await bus.js.delete_consumer(subjects.EVENTS, consumer.name)

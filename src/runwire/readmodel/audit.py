@@ -1,58 +1,23 @@
 """The audit trail: who changed what, and which calls were refused. Rows of three streams, nothing written twice.
 
-::
-
-    EVENTS             task.created task.edited task.deleted task.cancelled
-    KV_runwire-tokens  token.created token.edited token.deactivated token.activated token.rotated token.deleted
-    AUDIT              call.refused
-
-Each is told to the managers of the chain it happened in; what a token reaches elsewhere is not told. The trail goes
-back AUDIT_DAYS, as far as the streams hold it: a stream keeps the newest so many messages of a subject, and a row goes
-when its message does, so that a rebuilt trail is the same. Messages that tell nothing are therefore counted, too, under
-the subjects that have rows; for all others that is one look into an index for a whole batch.
+What a message tells is in :mod:`runwire.messaging.trail`. It is told to the managers of the chain it happened in; what
+a token reaches elsewhere is not told. The trail goes back AUDIT_DAYS, as far as the streams hold it: a stream keeps the
+newest so many messages of a subject, and a row goes when its message does, so that a rebuilt trail is the same.
+Messages that tell nothing are therefore counted, too, under the subjects that have rows; for all others that is one
+look into an index for a whole batch.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from runwire.domain.access import OPERATOR, AccessToken
-from runwire.domain.lifecycle import Change, Document
-from runwire.domain.run import ErrorCode
-from runwire.messaging import subjects
-from runwire.messaging.audit import Refusal
 from runwire.messaging.streams import AUDIT_DAYS
+from runwire.messaging.trail import AuditRow
 from runwire.readmodel.database import Database
-
-DONE_TO_TASKS = {
-    Change.CREATED: "task.created",
-    Change.EDITED: "task.edited",
-    Change.DELETED: "task.deleted",
-}
-"""Changes that somebody asked for; a run's course is no matter of the trail, unless it was cancelled."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRow:
-    """One thing that happened in a chain."""
-
-    stream: str
-    sequence: int
-    """Of the message that tells of it."""
-    chain: int
-    date: datetime
-    by: str
-    """Id of an access token, or ``operator``."""
-    action: str
-    subject: str
-    """What it was done to: a path of the API."""
-    detail: Mapping[str, Any]
-    """JSON-ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,92 +48,6 @@ class Trail:
     async def page(self, which: AuditFilter, *, limit: int, offset: int, now: datetime) -> tuple[list[AuditRow], int]:
         """A page of rows, newest first, and how many there are in all."""
         return await self._database.read(lambda connection: page(connection, which, limit, offset, now))
-
-
-# --- messages -> rows ----------------------------------------------------------------------------------
-
-
-def rows_of_document(document: Document, sequence: int, headers: Mapping[str, str]) -> list[AuditRow]:
-    """What an event tells: most tell nothing. ``headers``: its CloudEvents attributes."""
-    action = DONE_TO_TASKS.get(document.change) or _cancelled(document)
-    if action is None:
-        return []
-    task = document.task
-    detail: dict[str, Any] = {"version": task.version, "target": task.target.action}
-    if action == "task.cancelled" and document.run is not None:
-        detail["run"] = document.run.id
-    return [
-        AuditRow(
-            stream=subjects.EVENTS,
-            sequence=sequence,
-            chain=task.chain,
-            date=_time(headers.get("ce-time")) or task.state.last_modified,
-            by=document.by or OPERATOR,
-            action=action,
-            subject=f"/tasks/{task.id}",
-            detail=detail,
-        )
-    ]
-
-
-def rows_of_token(token: AccessToken, sequence: int) -> list[AuditRow]:
-    """What a version of a token tells, each chain for itself."""
-    detail: dict[str, Any] = {"kind": token.kind.value, "expires": _written(token.expires)}
-    if token.previous is not None:
-        detail["old_secret_until"] = _written(token.previous.until)
-    return [
-        AuditRow(
-            stream=subjects.TOKENS_STREAM,
-            sequence=sequence,
-            chain=chain,
-            date=token.changed or token.created,
-            by=token.by,
-            action=f"token.{token.change.value}",
-            subject=f"/access_tokens/{token.id}",
-            detail={"level": level.name.lower(), **detail},
-        )
-        for chain, level in sorted(token.levels.items())
-    ]
-
-
-def rows_of_refusal(refusal: Refusal, sequence: int) -> list[AuditRow]:
-    """What a message of AUDIT tells."""
-    return [
-        AuditRow(
-            stream=subjects.AUDIT,
-            sequence=sequence,
-            chain=refusal.chain,
-            date=refusal.last,
-            by=refusal.token,
-            action="call.refused",
-            subject=refusal.route,
-            detail={
-                "method": refusal.method,
-                "code": refusal.code,
-                "count": refusal.count,
-                "first": _written(refusal.first),
-                "last": _written(refusal.last),
-            },
-        )
-    ]
-
-
-def _cancelled(document: Document) -> str | None:
-    run = document.run
-    if document.change is not Change.CONCLUDED or document.by is None or run is None or run.error is None:
-        return None
-    return "task.cancelled" if run.error.code == ErrorCode.CANCELLED else None
-
-
-def _time(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-
-
-def _written(time: datetime | None) -> str | None:
-    return None if time is None else f"{time.astimezone(UTC).isoformat()[:19]}Z"
 
 
 # --- rows and SQL: plain functions over a connection ---------------------------------------------------

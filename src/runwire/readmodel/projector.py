@@ -27,12 +27,13 @@ from nats.js.errors import Error as JetStreamError
 from runwire.domain.errors import Undecodable
 from runwire.domain.run import Run
 from runwire.messaging import audit as refusals
-from runwire.messaging import codec, streams, subjects, tokens
+from runwire.messaging import codec, streams, subjects, tokens, trail
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.place import place_of
 from runwire.messaging.pull import Puller
+from runwire.messaging.trail import AuditRow
 from runwire.readmodel import audit, projection
-from runwire.readmodel.audit import AuditRow, Told
+from runwire.readmodel.audit import Told
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projection import EventRecord, LogRecord
@@ -331,7 +332,7 @@ def _token_version(message: Msg, sequence: int) -> Told:
     rows: list[AuditRow] = []
     try:
         if message.data:  # else an operator has purged the key with a tool of the broker's
-            rows = audit.rows_of_token(tokens.decode(message.data), sequence)
+            rows = trail.rows_of_token(tokens.decode(message.data), sequence)
     except Undecodable as undecodable:
         log.error("skipped a token on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
     return Told(source=message.subject, rows=rows)
@@ -340,7 +341,7 @@ def _token_version(message: Msg, sequence: int) -> Told:
 def _refusal(message: Msg, sequence: int) -> Told:
     rows: list[AuditRow] = []
     try:
-        rows = audit.rows_of_refusal(refusals.decode(message.data), sequence)
+        rows = trail.rows_of_refusal(refusals.decode(message.data), sequence)
     except Undecodable as undecodable:
         log.error("skipped a refusal on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
     return Told(source=message.subject, rows=rows)
@@ -352,7 +353,7 @@ def _apply_events(connection: sqlite3.Connection, records: list[EventRecord], *,
 
 
 def _told(record: EventRecord) -> Told:
-    rows = audit.rows_of_document(record.document, record.sequence, record.headers)
+    rows = trail.rows_of_document(record.document, record.sequence, record.headers)
     return Told(source=subjects.event(record.document), rows=rows)
 
 
