@@ -134,8 +134,7 @@ async def events_nearly_full(http: httpx.AsyncClient, monkeypatch: pytest.Monkey
 @asynccontextmanager
 async def worker(bus: Bus, app: App, settings: Settings, **options: object) -> AsyncIterator[Consumer]:
     """A worker in this event loop with the built-in actions and those of ``app``."""
-    actions = builtin_actions(bus)
-    actions.include(app)
+    actions = builtin_actions(bus, app)
     consumer = Consumer(bus, Executor(bus, actions, settings, **options), settings)
     await consumer.start()
     try:

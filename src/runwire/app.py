@@ -1,4 +1,4 @@
-"""What a user writes actions with: an ``App`` that names them, and the ``Context`` each run gets.
+"""What a user writes actions and datasets with: an ``App`` that names them, and the ``Context`` each run gets.
 
 ::
 
@@ -34,6 +34,7 @@ from pydantic import JsonValue, TypeAdapter
 from pydantic.errors import PydanticUserError
 
 from runwire.blocking import in_thread
+from runwire.datasets import Dataset, dataset_of
 from runwire.domain.errors import SetupError
 from runwire.domain.task import LONGEST_ACTION, LogLevel
 
@@ -41,6 +42,8 @@ Handler = Callable[[Any, "Context"], Awaitable[Any]]
 """What the worker calls."""
 Function = TypeVar("Function", bound=Callable[[Any, "Context"], Any])
 """What a user writes."""
+Rows = TypeVar("Rows", bound=Callable[..., Any])
+"""A generator function that a user writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +94,13 @@ class Action:
 
 
 class App:
-    """A set of actions."""
+    """A set of actions, and of datasets for the action ``export``."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.actions: dict[str, Action] = {}
+        self.datasets: dict[str, Dataset] = {}
+        """By their names in lower case."""
 
     def action(self, name: str, *, description: str | None = None) -> Callable[[Function], Function]:
         """Register ``async def f(params: SomePydanticModel, ctx: Context) -> dict``, or a plain ``def``, under a name.
@@ -118,9 +123,31 @@ class App:
 
         return register
 
+    def dataset(self, name: str, *, description: str | None = None) -> Callable[[Rows], Rows]:
+        """Register ``async def f(params: SomePydanticModel, ctx: Context) -> AsyncIterator[SomeRow]`` under a name.
+
+        Tasks export it with the action ``export``; ``export_index`` names it, in whatever case. ``SomeRow`` is a
+        pydantic model, whose fields are the columns, in their order. ``params`` may be left out; its model sees the
+        fields of the task's target beside ``action`` that do not begin with ``export_``. The generator is closed in
+        any case; a plain one runs in a thread of its own, so it may block. ``description`` None: the first paragraph
+        of the function's docstring. Raises SetupError when the name is taken or is none, or the function has another
+        form.
+        """
+
+        def register(rows: Rows) -> Rows:
+            about = _first_paragraph(rows) if description is None else description
+            found = dataset_of(name, rows, about)
+            if found.key in self.datasets:
+                raise SetupError(f"dataset {name!r} is registered twice")
+            self.datasets[found.key] = found
+            return rows
+
+        return register
+
     def include(self, other: App) -> None:
-        """Take over the actions of another app; its own win over those it has already."""
+        """Take over the actions and datasets of another app; its own win over those it has already."""
         self.actions |= other.actions
+        self.datasets |= other.datasets
 
 
 def load_app(reference: str) -> App:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import Enum, EnumMeta
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
@@ -49,6 +49,14 @@ class _Shown(GenerateJsonSchema):
 
     def generate(self, schema: Any, mode: JsonSchemaMode = "validation") -> Schema:
         return {"$schema": self.schema_dialect, **super().generate(schema, mode)}
+
+
+def complaints(invalid: ValidationError) -> str:
+    """What is wrong with the parameters of a target, in one line."""
+    return "; ".join(
+        f"/target/{'/'.join(str(part) for part in error['loc'])}: {error['msg']}"
+        for error in invalid.errors(include_url=False, include_context=False, include_input=False)[:10]
+    )
 
 
 def shown(parameters: TypeAdapter[Any]) -> Schema:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -28,7 +25,6 @@ from runwire.domain.ids import uuid7
 from runwire.http import prefer
 from runwire.http.prefer import Preference
 from runwire.settings import load
-from runwire.worker.actions.export import CsvWriter, JsonWriter, cell_text
 
 NOW = datetime(2026, 5, 26, tzinfo=UTC)
 
@@ -116,43 +112,6 @@ def test_how_long_a_call_waits() -> None:
 def test_any_prefer_header_is_understood_or_ignored(text: str) -> None:
     preference = prefer.parse([text])
     assert preference.wait is None or 0 <= preference.wait <= prefer.LONGEST_WAIT
-
-
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", '=cmd|"/c calc"!A1'])
-def test_text_that_a_spreadsheet_would_calculate_is_defused(cell: str) -> None:
-    assert cell_text(cell) == "'" + cell
-
-
-def test_numbers_and_plain_text_stay_as_they_are() -> None:
-    assert [cell_text(value) for value in (-1, 2.5, None, "a", {"x": 1}, True)] == [
-        "-1",
-        "2.5",
-        "",
-        "a",
-        '{"x": 1}',
-        "True",
-    ]
-
-
-@given(st.lists(st.tuples(st.text(), st.integers()), max_size=5))
-def test_csv_is_read_back_as_it_was_written(rows: list[tuple[str, int]]) -> None:
-    out = io.BytesIO()
-    writer = CsvWriter(out, ("text", "number"))
-    for text, number in rows:
-        writer.write({"text": text, "number": number})
-    read = list(csv.reader(io.StringIO(out.getvalue().decode(errors="surrogatepass"), newline="")))
-    assert read[0] == ["text", "number"]
-    assert [row[1] for row in read[1:]] == [str(number) for _, number in rows]
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_json_is_an_array_whatever_the_number_of_rows(count: int) -> None:
-    out = io.BytesIO()
-    writer = JsonWriter(out, ("n",))
-    for number in range(count):
-        writer.write({"n": number})
-    writer.close()
-    assert json.loads(out.getvalue()) == [{"n": number} for number in range(count)]
 
 
 def test_an_action_is_registered_once_and_has_to_be_of_the_right_form() -> None:

@@ -38,9 +38,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
 
     @worker.after_startup
     async def begin() -> None:
-        actions = builtin_actions(bus)
-        if own is not None:
-            actions.include(own)
+        actions = builtin_actions(bus, own)
         consumer = Consumer(bus, Executor(bus, actions, chosen), chosen)
         scheduler = Scheduler(bus, chosen)
         for part in (consumer, scheduler, Announcer(bus, actions, clock=lambda: datetime.now(UTC))):

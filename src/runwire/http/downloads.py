@@ -70,7 +70,7 @@ class DownloadUrl(BaseModel):
 
 
 async def get_download_url(request: Request) -> Response:
-    """A link to the file of the last export, good for an hour and without a token. Needs viewer."""
+    """A link to the file of the last export, good for an hour, needs no token. For viewers; of `audit` for managers."""
     parts = services(request)
     task = task_id(request.path_params["id"])
     principal = await parts.authenticate(request)
@@ -79,6 +79,7 @@ async def get_download_url(request: Request) -> Response:
         head = await events.load(parts.bus, document.task.chain, task, leader=True)
         document = head.document if head else document
     file = exported_file(document)
+    principal.require(level_needed(document), file.chain)
     base = base_url(request, parts.settings)
     if await artifacts.find(parts.bus, file.object_name) is None:
         raise NoDownload(f"The file of task {task} is no longer kept; execute the task to export it again.")
@@ -176,6 +177,12 @@ def exported_file(document: Document) -> File:
     if not isinstance(name, str) or not re.search(rf"_Export-{task.id}\.\w+\Z", name):
         raise NoDownload(f"The last run of task {task.id} exported no file.")
     return File(task.chain, task.id, run.id, name)
+
+
+def level_needed(document: Document) -> AccessLevel:
+    """What the run says a token has to be to be given its file; what is no level counts as the highest."""
+    named = ((document.run and document.run.result) or {}).get("needs", AccessLevel.VIEWER.name.lower())
+    return next((level for level in AccessLevel if level.name.lower() == named), AccessLevel.MANAGER)
 
 
 def base_url(request: Request, settings: Settings) -> str:

@@ -186,7 +186,7 @@ async def schedules(bus: Bus) -> AsyncIterator[tuple[tuple[int, int], Document |
             yield subjects.parse(message.subject), document
 
 
-async def ended_runs(bus: Bus, chain: int) -> AsyncIterator[Document]:
+async def ended_runs(bus: Bus, chain: int) -> AsyncGenerator[Document, None]:
     """The final document of every run of the chain that the stream holds at the moment of the call, oldest first."""
     last = await last_sequence(bus)
     async with contextlib.aclosing(history(bus, subjects.ended_runs_of(chain), until=last)) as found:

@@ -22,6 +22,7 @@ from runwire.domain.run import Done, ErrorCode, Failed, Outcome, Run, RunError
 from runwire.domain.task import LogLevel, Task
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import STREAM_FULL
+from runwire.parameters import complaints
 from runwire.settings import Settings
 from runwire.worker.runlog import RunLog
 
@@ -103,7 +104,7 @@ class Actor:
         try:
             parameters = action.parameters.validate_python(task.target.parameters)
         except ValidationError as invalid:
-            return _failed(ErrorCode.INVALID_PARAMETERS, _complaints(invalid))
+            return _failed(ErrorCode.INVALID_PARAMETERS, complaints(invalid))
         now = self._clock()
         left = lifecycle.time_left(task, accepted, now=now)
         seconds = task.timeout if left is None else min(task.timeout, left)
@@ -213,11 +214,3 @@ def _depth(value: JsonValue) -> int:
         depth += 1
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def _complaints(invalid: ValidationError) -> str:
-    """What is wrong with an action's parameters, in one line."""
-    return "; ".join(
-        f"/target/{'/'.join(str(part) for part in error['loc'])}: {error['msg']}"
-        for error in invalid.errors(include_url=False, include_context=False, include_input=False)[:10]
-    )

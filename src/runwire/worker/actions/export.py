@@ -1,84 +1,132 @@
 """``export``: the rows of a dataset as a CSV or JSON file in the object store.
 
-The rows stream from the dataset through a temporary file into the store: memory stays bounded whatever the
-size.
+The rows stream from the dataset into the store: memory stays bounded whatever the size, and nothing is written to the
+worker's disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
-import json
 import re
-import tempfile
+import time
 import unicodedata
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticSerializationError
 
-from runwire.app import Context, Handler
+from runwire.app import Action, Context
+from runwire.datasets import OURS, Dataset
+from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Fail
+from runwire.domain.run import ErrorCode
+from runwire.parameters import complaints
+from runwire.worker.actions.formats import FORMATS
 
-Row = dict[str, Any]
-Store = Callable[[Context, str, io.BufferedIOBase], Awaitable[int]]
-"""Keeps a file for a run: (context, file name, content) -> bytes."""
 
-SPOOL = 1 << 20
-"""Bytes kept in memory before the file goes to disk."""
-ROWS_PER_TURN = 500
-"""Rows written before other runs get their turn."""
+class Sink(Protocol):
+    """Where a file goes."""
+
+    async def write(self, data: bytes) -> None:
+        """Add to it."""
+
+    async def finish(self) -> int:
+        """Keep it; returns its size in bytes."""
+
+
+Store = Callable[[Context, str], AbstractAsyncContextManager[Sink]]
+"""``(context, file name)`` -> where that file of the run goes; nothing is left of one that is not finished."""
+
+TURN = 0.02
+"""Seconds of writing rows before other runs get their turn."""
 LONGEST_INDEX = 150
 """Bytes (UTF-8) of an index in a file name: file systems take names of 255."""
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A cell that begins with one of these is a formula to a spreadsheet (OWASP, CSV injection)."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Something that can be exported."""
-
-    columns: tuple[str, ...]
-    """The keys of every row, in order."""
-    rows: Callable[[Context], AsyncIterator[Row]]
-    """The rows that the context's chain may see."""
 
 
 class Export(BaseModel):
-    """Parameters of ``export``."""
+    """Parameters of ``export``; what does not begin with ``export_`` is the dataset's."""
+
+    model_config = ConfigDict(extra="allow")
 
     export_index: str
-    """Which dataset."""
-    export_format: Literal["csv", "json"] = "csv"
+    export_format: Annotated[Literal["csv", "json"], Field(description="What the file is.")] = "csv"
+    export_raw: Annotated[
+        bool, Field(description="CSV for machines: text that looks like a formula is left as it is.")
+    ] = False
 
 
-def export_action(datasets: dict[str, Dataset], store: Store) -> Handler:
-    """The action over these datasets and this store."""
+def export_action(datasets: Mapping[str, Dataset], store: Store) -> Action:
+    """The action over these datasets, by their keys, and this store."""
+    names = ", ".join(sorted(dataset.name for dataset in datasets.values()))
 
     async def export(params: Export, ctx: Context) -> dict[str, Any]:
-        """Write the dataset to a file and keep it: ``{rows, bytes, file}``."""
         dataset = datasets.get(params.export_index.lower())
         if dataset is None:
-            known = ", ".join(sorted(datasets))
-            raise Fail("unknown_dataset", f"There is no dataset {params.export_index!r}; there are: {known}.")
+            raise Fail(
+                ErrorCode.UNKNOWN_DATASET, f"There is no dataset {params.export_index[:64]!r}; there are: {names}."
+            )
+        given = _parameters(dataset, params.model_extra or {})
         file = file_name(params.export_index, ctx.task, params.export_format)
-        with tempfile.SpooledTemporaryFile(max_size=SPOOL) as spool:
-            writer = WRITERS[params.export_format](spool, dataset.columns)
-            rows = 0
-            async for row in dataset.rows(ctx):
-                writer.write(row)
-                rows += 1
-                if rows % ROWS_PER_TURN == 0:
-                    await asyncio.sleep(0)
-            writer.close()
-            spool.seek(0)
-            size = await store(ctx, file, spool)  # type: ignore[arg-type]  # a spool reads like any binary file
+        async with store(ctx, file) as sink:
+            rows = await _written(dataset, given, ctx, params, sink)
+            size = await sink.finish()
         ctx.log(f"exported {rows} rows, {size} bytes to {file}")
-        return {"rows": rows, "bytes": size, "file": file}
+        result = {"rows": rows, "bytes": size, "file": file}
+        return result if dataset.needs is AccessLevel.VIEWER else result | {"needs": dataset.needs.name.lower()}
 
-    return export
+    index = Annotated[str, Field(description=_listing(datasets, names))]
+    parameters = create_model("Export", __base__=Export, export_index=(index, ...))
+    return Action("export", TypeAdapter(parameters), export, "Write a dataset to a file, to be downloaded.")
+
+
+async def _written(dataset: Dataset, given: Any, ctx: Context, params: Export, sink: Sink) -> int:
+    """Write the rows; returns how many. The dataset's generator is closed in any case."""
+    form = FORMATS[params.export_format](dataset.columns, raw=params.export_raw)
+    count, turn = 0, time.monotonic() + TURN
+    await sink.write(form.begin)
+    async with aclosing(dataset.rows(given, ctx)) as rows:
+        async for row in rows:
+            count += 1
+            if not isinstance(row, dataset.row):
+                raise _misfit(dataset, count, f"is of type {type(row).__name__}, not {dataset.row.__name__}")
+            try:
+                line = form.line(row)
+            except PydanticSerializationError as error:
+                raise _misfit(dataset, count, f"is no {dataset.row.__name__}: {error}") from None
+            await sink.write(line)
+            if time.monotonic() > turn:
+                await asyncio.sleep(0)
+                turn = time.monotonic() + TURN
+    await sink.write(form.end)
+    return count
+
+
+def _parameters(dataset: Dataset, extra: dict[str, Any]) -> Any:
+    """The dataset's own parameters. Raises Fail."""
+    unknown = sorted(name for name in extra if name.startswith(OURS))
+    if unknown:
+        raise Fail(ErrorCode.INVALID_PARAMETERS, f"/target/{unknown[0]}: export has no such parameter")
+    if dataset.parameters is None:
+        return None
+    try:
+        return dataset.parameters.validate_python(extra)
+    except ValidationError as invalid:
+        raise Fail(ErrorCode.INVALID_PARAMETERS, complaints(invalid)) from None
+
+
+def _misfit(dataset: Dataset, number: int, what: str) -> Fail:
+    return Fail(ErrorCode.INVALID_ROW, f"Row {number} of the dataset {dataset.name!r} {what}.")
+
+
+def _listing(datasets: Mapping[str, Dataset], names: str) -> str:
+    """The datasets in words: their names in the first line, then each with its parameters."""
+    lines = [f"Which dataset: {names}."]
+    for _, dataset in sorted(datasets.items()):
+        takes = f" ({', '.join(dataset.fields)})" if dataset.fields else ""
+        lines.append(f"{dataset.name}{takes}: {dataset.description}".rstrip(": "))
+    return "\n".join(lines)
 
 
 def file_name(index: str, task: int, extension: str) -> str:
@@ -87,61 +135,3 @@ def file_name(index: str, task: int, extension: str) -> str:
     name = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in name)
     name = re.sub(r'[\\/:*?"<>|%]|\s', "_", name).lstrip("._~-") or "Data"
     return f"{name.encode()[:LONGEST_INDEX].decode(errors='ignore')}_Export-{task}.{extension}"
-
-
-class CsvWriter:
-    """Rows as CSV (RFC 4180), UTF-8, with a header line; safe to open in a spreadsheet."""
-
-    def __init__(self, out: Any, columns: tuple[str, ...]) -> None:
-        """Write to a binary file, which stays open; the header at once."""
-        self._out = out
-        self._columns = columns
-        self._line = io.StringIO()
-        self._csv = csv.writer(self._line)
-        self._put(columns)
-
-    def write(self, row: Row) -> None:
-        """Add a row."""
-        self._put(row[column] for column in self._columns)
-
-    def close(self) -> None:
-        """Nothing is left to write."""
-
-    def _put(self, cells: Iterable[Any]) -> None:
-        self._csv.writerow([cell_text(cell) for cell in cells])
-        self._out.write(self._line.getvalue().encode())
-        self._line.seek(0)
-        self._line.truncate()
-
-
-class JsonWriter:
-    """Rows as one JSON array, a row a line."""
-
-    def __init__(self, out: Any, columns: tuple[str, ...]) -> None:
-        """Write to a binary file, which stays open."""
-        self._out = out
-        self._columns = columns
-        self._separator = b"[\n"
-
-    def write(self, row: Row) -> None:
-        """Add a row."""
-        line = json.dumps({column: row[column] for column in self._columns}, ensure_ascii=False)
-        self._out.write(self._separator + line.encode())
-        self._separator = b",\n"
-
-    def close(self) -> None:
-        """End the array."""
-        self._out.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
-
-
-WRITERS: dict[str, type[CsvWriter | JsonWriter]] = {"csv": CsvWriter, "json": JsonWriter}
-
-
-def cell_text(value: Any) -> str:
-    """A value as the text of a CSV cell; text that a spreadsheet would take for a formula gets a ``'`` before it."""
-    if value is None:
-        return ""
-    if isinstance(value, dict | list):
-        value = json.dumps(value, ensure_ascii=False)
-    text = str(value)
-    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA_STARTS) else text
