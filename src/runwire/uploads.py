@@ -106,10 +106,9 @@ class Upload:
                     self._is_described = True
                     await self._publish(self._description, self._told(), expected=sequence)
                 self._finished = True
-            except UNAVAILABLE:
-                await asyncio.sleep(PAUSE)
-            except APIError as error:
-                _raise_unless_overtaken(error)
+            except (*UNAVAILABLE, APIError) as error:
+                if not _is_overtaken(error):
+                    await asyncio.sleep(PAUSE)
         return self._size
 
     async def _put(self, chunk: bytes) -> None:
@@ -126,11 +125,10 @@ class Upload:
         while True:
             try:
                 return await self._publish(CHUNKS + self._place, chunk, expected=self._last)
-            except UNAVAILABLE:
+            except (*UNAVAILABLE, APIError) as error:
+                if _is_overtaken(error):
+                    return await self._overtaken_by()
                 await asyncio.sleep(PAUSE)
-            except APIError as error:
-                _raise_unless_overtaken(error)
-                return await self._overtaken_by()
 
     async def _overtaken_by(self) -> int:
         """The sequence of the chunk that is there already: an earlier try of ours, as nobody else writes here."""
@@ -196,8 +194,11 @@ def _attempt(place: str) -> int:
     return int(number) if "." in place and number.isdecimal() else 0
 
 
-def _raise_unless_overtaken(error: APIError) -> None:
-    if error.err_code in STREAM_FULL:
+def _is_overtaken(error: Exception) -> bool:
+    """Whether something has been stored there meanwhile; False: try again. Raises StoreFull, or what is hopeless."""
+    if isinstance(error, APIError) and error.err_code in STREAM_FULL:  # which nats-py takes for a broker that is away
         raise StoreFull(str(error.description)) from None
-    if error.err_code not in WRONG_LAST_SEQUENCE:
+    is_overtaken = isinstance(error, APIError) and error.err_code in WRONG_LAST_SEQUENCE
+    if not is_overtaken and not isinstance(error, UNAVAILABLE):
         raise error
+    return is_overtaken

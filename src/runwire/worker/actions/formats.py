@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from decimal import Decimal
 from enum import Enum
@@ -83,32 +84,30 @@ def cell(value: Any, *, raw: bool = False) -> str:
             return "true" if value else "false"
         case int():
             return str(value)
-        case float() | Decimal():
-            return str(value) if _is_finite(value) else ""
+        case float():
+            return str(value) if math.isfinite(value) else ""
+        case Decimal():
+            return str(value) if value.is_finite() else ""
         case dict() | list() | tuple() | set() | frozenset():
             return _json(value).decode()
     return cell(to_jsonable_python(value), raw=raw)
-
-
-def _is_finite(value: float | Decimal) -> bool:
-    return Decimal(value).is_finite()
 
 
 def _json(value: Any) -> bytes:
     try:
         return to_json(value, inf_nan_mode="null")
     except (PydanticSerializationError, UnicodeEncodeError):
-        return to_json(_mended(to_jsonable_python(value)), inf_nan_mode="null")
+        return to_json(_mended(value), inf_nan_mode="null")
 
 
 def _mended(value: Any) -> Any:
-    """The JSON value with U+FFFD for each lone surrogate, which UTF-8 has no way to write."""
+    """The value with U+FFFD for each lone surrogate, which UTF-8 has no way to write."""
     match value:
         case str():
             return SURROGATES.sub("\ufffd", value)
         case dict():
             return {_mended(key): _mended(item) for key, item in value.items()}
-        case list():
+        case list() | tuple() | set() | frozenset():
             return [_mended(item) for item in value]
     return value
 
