@@ -32,7 +32,7 @@ async def test_it_lists_the_actions_and_their_parameters(tmp_path: Path) -> None
         assert ["probe", "Leaves a trace outside of everything that is under test."] in rows
         assert ["", "file*", "string (path)"] in rows
         assert ["", "block", "boolean = false"] in rows
-        assert ["", "export_format", "csv | json = csv"] in rows
+        assert ["", "export_format", "csv | json = csv", "What the file is."] in rows
         assert shown.stdout.splitlines()[-1] == "* required"
 
         refused = await service.http.post(
