@@ -14,7 +14,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -33,6 +35,7 @@ CHUNKS, DESCRIPTION = f"$O.{subjects.ARTIFACTS_BUCKET}.C.", f"$O.{subjects.ARTIF
 """What the subjects of chunks and descriptions begin with (ADR-20)."""
 CHUNK = 128 * 1024
 """Bytes of every chunk but the last, as other clients of object stores have it."""
+NEVER = datetime.min.replace(tzinfo=UTC)
 PAUSE = 0.2
 """Seconds until a broker that is away is asked again."""
 GIVE_UP = 0.4
@@ -51,6 +54,24 @@ class Superseded(RunwireError):
     code = "superseded"
 
 
+@dataclass(frozen=True)
+class _Description:
+    """What a file's description says of where its chunks are, and since when; by default there is none."""
+
+    sequence: int = 0
+    place: str = ""
+    attempt: int = 0
+    """0: it is of none, it was stored another way."""
+    when: datetime = NEVER
+
+    @classmethod
+    def of(cls, sequence: int, told: dict[str, str]) -> Self:
+        """Made of the message with this sequence."""
+        place, when = told.get("nuid", ""), told.get("mtime", "")
+        attempt = place.split(".")[-2] if "." in place else "0"
+        return cls(sequence, place, int(attempt), datetime.fromisoformat(when))
+
+
 class Upload:
     """A file that is being stored. To be used with ``async with``: what is not finished at its end is taken back."""
 
@@ -59,7 +80,8 @@ class Upload:
         self._bus = bus
         self._file = file
         self._attempt = attempt
-        self._place = place_of(file, attempt)
+        self._place = f"{_places(file, attempt)}.{secrets.token_hex(8)}"
+        self._began = datetime.now(UTC)
         self._description = DESCRIPTION + base64.urlsafe_b64encode(file.object_name.encode()).decode()
         self._buffer = bytearray()
         self._digest = hashlib.sha256()
@@ -76,7 +98,7 @@ class Upload:
         """Remove what earlier attempts of the run have left, if the broker is there."""
         with suppress(*UNAVAILABLE):
             for attempt in range(1, self._attempt):
-                await self._purge(CHUNKS + place_of(self._file, attempt))
+                await self._purge(f"{CHUNKS}{_places(self._file, attempt)}.*")
         return self
 
     async def __aexit__(
@@ -99,12 +121,13 @@ class Upload:
             await self._put(bytes(self._buffer))
         while not self._finished:
             try:
-                sequence, there = await self._described()
-                if _attempt(there) > self._attempt:
-                    raise Superseded("a later attempt has stored its file")
-                if there != self._place:  # else it was an earlier try of ours, whose acknowledgement was lost
+                there = await self._described()
+                if there.place != self._place:  # else it was an earlier try of ours, whose acknowledgement was lost
+                    if there.attempt > self._attempt and there.when > self._began:
+                        raise Superseded("a later attempt has stored its file")
                     self._is_described = True
-                    await self._publish(self._description, self._told(), expected=sequence)
+                    await self._publish(self._description, self._told(), expected=there.sequence)
+                    await self._forget(there.place)
                 self._finished = True
             except (*UNAVAILABLE, APIError) as error:
                 if not _is_overtaken(error):
@@ -146,13 +169,19 @@ class Upload:
             headers[subjects.ROLLUP] = subjects.ROLLUP_OF_SUBJECT
         return (await self._bus.js.publish(subject, data, headers=headers)).seq
 
-    async def _described(self) -> tuple[int, str]:
-        """The description that makes a file of this name visible: its sequence and the place it names; else (0, "")."""
+    async def _described(self) -> _Description:
+        """What makes a file of this name visible at present."""
         try:
             message = await self._bus.js.get_msg(STREAM, subject=self._description)
         except NotFoundError:
-            return 0, ""
-        return message.seq or 0, str(json.loads(message.data or b"{}").get("nuid", ""))
+            return _Description()
+        return _Description.of(message.seq or 0, json.loads(message.data or b"{}"))
+
+    async def _forget(self, place: str) -> None:
+        """Remove the chunks of what was there before, if the broker is there."""
+        if place:
+            with suppress(*UNAVAILABLE, JetStreamError):
+                await self._purge(CHUNKS + place)
 
     def _told(self) -> bytes:
         info = ObjectInfo(
@@ -176,22 +205,16 @@ class Upload:
         with suppress(*UNAVAILABLE, JetStreamError):
             async with asyncio.timeout(GIVE_UP):
                 await self._purge(CHUNKS + self._place)
-                if self._is_described and (await self._described())[1] == self._place:
+                if self._is_described and (await self._described()).place == self._place:
                     await self._purge(self._description)
 
     async def _purge(self, subject: str) -> None:
         await self._bus.js.purge_stream(STREAM, subject=subject)
 
 
-def place_of(file: File, attempt: int) -> str:
-    """Where an attempt keeps the chunks of its file: run ids are unique within a task only."""
+def _places(file: File, attempt: int) -> str:
+    """What the places begin with where an attempt keeps its chunks: run ids are unique within a task only."""
     return f"{file.chain}.{file.task}.{file.run}.{attempt}"
-
-
-def _attempt(place: str) -> int:
-    """Which attempt the place is of; 0: of none, it was stored another way."""
-    number = place.rpartition(".")[2]
-    return int(number) if "." in place and number.isdecimal() else 0
 
 
 def _is_overtaken(error: Exception) -> bool:

@@ -431,18 +431,16 @@ async def test_what_a_killed_attempt_has_left_is_removed_by_the_next(bus: Bus) -
 
 
 async def test_an_attempt_that_was_taken_for_dead_touches_nothing(bus: Bus) -> None:
-    frozen = Upload(bus, FILE, 1)
+    frozen, other = Upload(bus, FILE, 1), Upload(bus, FILE, 1)  # the other one has not stored anything yet
     await frozen.write(b"x" * CHUNK)
-    other = Upload(bus, FILE, 1)  # as if it had not begun yet
     async with Upload(bus, FILE, 2) as upload:
         await upload.write(b"new")
         await upload.finish()
-    with pytest.raises(Superseded):
-        await frozen.write(b"x" * CHUNK)
-    with pytest.raises(Superseded):
-        async with other:
-            await other.write(b"old")
-            await other.finish()
+    for late in (frozen, other):
+        with pytest.raises(Superseded):
+            async with late:
+                await late.write(b"old" * CHUNK)
+                await late.finish()
     assert await artifacts.get(bus, FILE.object_name) == b"new"
     assert await stored(bus) == 2
 
@@ -453,6 +451,16 @@ async def test_an_attempt_replaces_the_file_of_an_earlier_one(bus: Bus) -> None:
             await upload.write(text)
             await upload.finish()
         assert await artifacts.get(bus, FILE.object_name) == text
+    assert await stored(bus) == 2
+
+
+async def test_a_run_whose_id_was_used_long_ago_begins_anew(bus: Bus) -> None:
+    """As a task remembers its last runs only."""
+    for attempt, text in ((2, b"old" * CHUNK), (1, b"new")):
+        async with Upload(bus, FILE, attempt) as upload:
+            await upload.write(text)
+            await upload.finish()
+    assert await artifacts.get(bus, FILE.object_name) == b"new"
     assert await stored(bus) == 2
 
 

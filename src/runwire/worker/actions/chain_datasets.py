@@ -32,6 +32,7 @@ class TaskRow(BaseModel):
     target: dict[str, JsonValue]
     trigger: dict[str, JsonValue]
     timeout: float
+    deadline: float | None
     retry: dict[str, Any] | None
     debug: str | None
     version: int
