@@ -35,7 +35,8 @@ from pydantic.errors import PydanticUserError
 
 from runwire.blocking import in_thread
 from runwire.datasets import Dataset, dataset_of
-from runwire.domain.errors import SetupError
+from runwire.domain.errors import Fail, SetupError
+from runwire.domain.run import ErrorCode
 from runwire.domain.task import LONGEST_ACTION, LogLevel
 
 Handler = Callable[[Any, "Context"], Awaitable[Any]]
@@ -44,6 +45,10 @@ Function = TypeVar("Function", bound=Callable[[Any, "Context"], Any])
 """What a user writes."""
 Rows = TypeVar("Rows", bound=Callable[..., Any])
 """A generator function that a user writes."""
+
+
+def _no_secret(name: str, _own: bool) -> str:
+    raise Fail(ErrorCode.UNKNOWN_SECRET, f"There is no secret {name!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ class Context:
     """The filters of the task's trigger: segment, segment_id, user_list, as far as given."""
     write_log: Callable[[LogLevel, str], None] = field(repr=False, default=lambda _level, _message: None)
     """Where :meth:`log` hands its lines to."""
+    read_secret: Callable[[str, bool], str] = field(repr=False, default=_no_secret)
+    """Where :meth:`secret` and :meth:`chain_secret` get theirs from: (name, only the chain's own) -> value."""
     stopped: threading.Event = field(repr=False, compare=False, default_factory=threading.Event)
     """Set when the attempt is over for another reason than its action's end."""
 
@@ -79,6 +86,21 @@ class Context:
     def log(self, message: object, level: LogLevel | str = LogLevel.INFO) -> None:
         """Add a line to the task's logs. A plain call that returns at once; may be made from any thread."""
         self.write_log(LogLevel(level), str(message))
+
+    def secret(self, name: str) -> str:
+        """A secret from the operator's files: the chain's own, else the one that all chains share.
+
+        Read anew with each call. What is returned is masked wherever the run shows something: in its log, its error
+        and its result. Raises Fail ``unknown_secret`` when there is none of this name.
+        """
+        return self.read_secret(name, False)
+
+    def chain_secret(self, name: str) -> str:
+        """As :meth:`secret`, but never one that chains share.
+
+        For actions that do with a secret what a task's parameters say: who writes tasks would get at it.
+        """
+        return self.read_secret(name, True)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """Addresses that the action ``http`` may call beside the public ones: NETWORK, ADDRESS:PORT, [IPV6]:PORT, ..."""
     http_max_bytes: Annotated[int, Field(ge=1000, le=64_000_000)] = 4_000_000
     """How large a body the action ``http`` may be told to read; a worker has to hold one for each of its slots."""
+    secrets: Path | None = None
+    """Directory of the secrets that actions may ask for: a file each, a subdirectory for each chain's own."""
     wait_seconds: Annotated[float, Field(gt=0, le=3600)] = 55
     """How long execute waits for the final state when the caller does not say."""
     ack_wait: Annotated[float, Field(ge=0.5, le=3600)] = 10

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
+from base64 import b64encode
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import BaseModel
 
@@ -37,3 +40,33 @@ async def probe(params: Probe, ctx: runwire.Context) -> dict[str, int]:
     else:
         await asyncio.sleep(params.seconds)
     return {"attempt": ctx.attempt, "pid": os.getpid()}
+
+
+class Leak(BaseModel):
+    """Show the secret ``canary`` in one of the ways there are."""
+
+    how: str
+
+
+@app.action("leak")
+async def leak(params: Leak, ctx: runwire.Context) -> dict[str, object]:
+    """Also says CONTROL each time, so that whoever looks can tell that he looked in the right place."""
+    canary = ctx.secret("canary")
+    ctx.log(f"CONTROL {params.how}")
+    for text in (canary, repr(canary), json.dumps({"k": canary}), quote(canary), b64encode(b"u:" + canary.encode())):
+        ctx.log(f"said {text}")
+    match params.how:
+        case "fail":
+            raise runwire.Fail("no_luck", f"CONTROL {canary}")
+        case "retry":
+            raise runwire.Retry(f"CONTROL {canary}", after=0)
+        case "raise":
+            raise KeyError(f"CONTROL {canary}")
+        case "code":
+            raise runwire.Fail(ctx.secret("code"), "CONTROL")
+        case "return":
+            return {"CONTROL": canary, "nested": [{canary: canary.encode().hex()}]}
+        case "return much":
+            return {"CONTROL": canary, "filler": ["x" * 1000] * 10, "last": canary}
+        case _:
+            return {"CONTROL": True}

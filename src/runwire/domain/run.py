@@ -75,6 +75,8 @@ class ErrorCode(StrEnum):
     """The dataset gave something else than the rows it promises."""
     STORE_FULL = "store_full"
     """There was no room for the file."""
+    UNKNOWN_SECRET = "unknown_secret"  # noqa: S105 - the name of an error, no secret
+    """The action asked for a secret that is not there, or cannot be read."""
     UNKNOWN_COMMAND = "unknown_command"
     """The operator's list has no such command, or not for this chain."""
     NOT_STARTED = "not_started"

@@ -24,7 +24,9 @@ from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import STREAM_FULL
 from runwire.parameters import complaints
 from runwire.settings import Settings
+from runwire.worker.redaction import Redact
 from runwire.worker.runlog import RunLog
+from runwire.worker.vault import RunSecrets, Vault
 
 INLINE_RESULT = 4 * 1024
 """Bytes of JSON a result may have inside the document; a larger one becomes a file."""
@@ -73,6 +75,7 @@ class Actor:
         self._actions = app.actions
         self._settings = settings
         self._clock = clock
+        self._vault = Vault(settings.secrets)
         self._acting: set[asyncio.Task[object]] = set()
         self._handing_back = False
 
@@ -108,6 +111,8 @@ class Actor:
         now = self._clock()
         left = lifecycle.time_left(task, accepted, now=now)
         seconds = task.timeout if left is None else min(task.timeout, left)
+        secrets = self._vault.open_for(task.chain)
+        line_log.redact = redact = secrets.redact
         context = Context(
             run_id=run.id,
             attempt=run.attempt,
@@ -116,6 +121,7 @@ class Actor:
             chain=task.chain,
             filters=task.filters,
             write_log=line_log.write,
+            read_secret=secrets.get,
         )
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -123,17 +129,18 @@ class Actor:
         except (HandedBack, TakenAway):
             raise
         except Fail as fail:
-            return _failed(fail.code, str(fail))
+            return _failed(_redacted_code(fail.code, redact), redact(str(fail)))
         except Retry as retry:
-            return _failed(retry.code, str(retry), retryable=True, after=retry.after)
+            code = _redacted_code(retry.code, redact)
+            return _failed(code, redact(str(retry)), retryable=True, after=retry.after)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
             if limit.expired() and seconds < task.timeout:
                 return Failed(lifecycle.beyond(task))
             if limit.expired():
                 return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)
             line_log.write(LogLevel.DEBUG, "".join(traceback.format_exception(error)))
-            return _failed(ErrorCode.HANDLER_ERROR, f"{type(error).__name__}: {error}", retryable=True)
-        return await self._keep_result(run, result)
+            return _failed(ErrorCode.HANDLER_ERROR, redact(f"{type(error).__name__}: {error}"), retryable=True)
+        return await self._keep_result(run, result, secrets)
 
     async def _interruptible(self, action: Action, parameters: object, context: Context, hold: Hold) -> object:
         """Call the action. :meth:`hand_back` ends it with HandedBack, the loss of its hold with TakenAway.
@@ -162,15 +169,16 @@ class Actor:
             hold.action = None
             self._acting.discard(task)
 
-    async def _keep_result(self, run: Run, result: object) -> Outcome:
+    async def _keep_result(self, run: Run, result: object, secrets: RunSecrets) -> Outcome:
         """The result as it goes into the document: small JSON objects as they are, larger ones as a file."""
         if result is None:
             return Done(None)
         try:
             value: JsonValue = to_jsonable_python(result)
+            value = await secrets.redact_json(value)
             encoded = to_json(value)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            return _failed(ErrorCode.INVALID_RESULT, f"The action's result is no JSON: {error}")
+            return _failed(ErrorCode.INVALID_RESULT, secrets.redact(f"The action's result is no JSON: {error}"))
         if not isinstance(value, dict):
             return _failed(
                 ErrorCode.INVALID_RESULT, f"The action's result is no JSON object but {type(value).__name__}."
@@ -214,3 +222,7 @@ def _depth(value: JsonValue) -> int:
         depth += 1
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
+
+
+def _redacted_code(code: str, redact: Redact) -> str:
+    return code if redact(code) == code else ErrorCode.HANDLER_ERROR

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from runwire.domain.task import LogEntry, LogLevel, whole_seconds
 from runwire.messaging import logs
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.worker.redaction import Redact
 
 MOST_LINES = 2000
 """Lines one attempt may write; further ones are counted, and the count is the last line."""
@@ -23,6 +24,8 @@ class RunLog:
 
     def __init__(self, bus: Bus, *, chain: int, task: int, run: str, claim_id: str) -> None:
         """For one attempt, which ``claim_id`` names. Needs a running event loop."""
+        self.redact: Redact = str
+        """Takes the secrets out of a line."""
         self._bus = bus
         self._chain, self._task, self._run, self._claim_id = chain, task, run, claim_id
         self._loop = asyncio.get_running_loop()
@@ -39,6 +42,7 @@ class RunLog:
             self._dropped += 1
             return
         self._written += 1
+        message = self.redact(message)
         if len(message) > LONGEST_LINE:
             message = f"{message[:LONGEST_LINE]}... ({len(message) - LONGEST_LINE} characters cut off)"
         now = whole_seconds(datetime.now(UTC))
