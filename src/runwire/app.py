@@ -69,6 +69,8 @@ class Context:
     """The filters of the task's trigger: segment, segment_id, user_list, as far as given."""
     write_log: Callable[[LogLevel, str], None] = field(repr=False, default=lambda _level, _message: None)
     """Where :meth:`log` hands its lines to."""
+    write_progress: Callable[[float | None, str], None] = field(repr=False, default=lambda _fraction, _message: None)
+    """Where :meth:`progress` hands its reports to."""
     read_secret: Callable[[str, bool], str] = field(repr=False, default=_no_secret)
     """Where :meth:`secret` and :meth:`chain_secret` get theirs from: (name, only the chain's own) -> value."""
     stopped: threading.Event = field(repr=False, compare=False, default_factory=threading.Event)
@@ -86,6 +88,14 @@ class Context:
     def log(self, message: object, level: LogLevel | str = LogLevel.INFO) -> None:
         """Add a line to the task's logs. A plain call that returns at once; may be made from any thread."""
         self.write_log(LogLevel(level), str(message))
+
+    def progress(self, fraction: float | None, message: str = "") -> None:
+        """Say how far the run has come: a share between 0 and 1 (None: it cannot be told), and what it is at.
+
+        A plain call that returns at once, as often as one likes; may be made from any thread. About two reports a
+        second are passed on, the latest each, and the last one before the end.
+        """
+        self.write_progress(fraction, message)
 
     def secret(self, name: str) -> str:
         """A secret from the operator's files: the chain's own, else the one that all chains share.

@@ -53,6 +53,7 @@ async def leak(params: Leak, ctx: runwire.Context) -> dict[str, object]:
     """Also says CONTROL each time, so that whoever looks can tell that he looked in the right place."""
     canary = ctx.secret("canary")
     ctx.log(f"CONTROL {params.how}")
+    ctx.progress(0.5, f"CONTROL {canary}")
     for text in (canary, repr(canary), json.dumps({"k": canary}), quote(canary), b64encode(b"u:" + canary.encode())):
         ctx.log(f"said {text}")
     match params.how:

@@ -69,6 +69,7 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
                 "SELECT task, id, code, sequence, document FROM run ORDER BY sequence"
             ).fetchall(),
             "log": connection.execute("SELECT * FROM log ORDER BY task, sequence").fetchall(),
+            "progress": connection.execute("SELECT * FROM progress ORDER BY task").fetchall(),
             "position": connection.execute("SELECT * FROM position ORDER BY stream").fetchall(),
             "tally": connection.execute("SELECT * FROM tally WHERE tasks <> 0 ORDER BY 1, 2, 3, 4").fetchall(),
         }
@@ -89,6 +90,7 @@ def app(app: App) -> App:
     @app.action("mixed")
     async def mixed(params: dict[str, object], ctx: runwire.Context) -> dict[str, str]:
         ctx.log(f"run {ctx.run_id}")
+        ctx.progress(0.5, ctx.run_id)
         if ctx.run_id.endswith(("3", "7")):
             raise ValueError("unlucky")
         return {"run": ctx.run_id}
@@ -114,6 +116,7 @@ async def test_a_deleted_file_is_rebuilt_to_the_same_rows(bus: Bus, app: App, se
     rebuilt = rows(settings.read_model_path)
     assert rebuilt == live
     assert len(live["run"]) >= 12
+    assert len(live["progress"]) == 3
 
 
 async def test_reading_goes_on_where_it_stopped(bus: Bus, app: App, settings: Settings) -> None:

@@ -84,6 +84,20 @@ async def test_a_run_ends_as_done_with_its_result_and_its_command_is_gone(
     assert [d.task.state.code for d in await history(bus)] == ["READY", "INPROGRESS", "DONE"]
 
 
+async def test_what_utf8_cannot_hold_is_replaced(bus: Bus, app: App, settings: Settings) -> None:
+    @app.action("odd")
+    async def odd(params: dict[str, object], ctx: runwire.Context) -> None:
+        ctx.log("a file called \udcff")
+        raise ValueError("no such file: \udcff")
+
+    await make_task(bus, "odd")
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r1")
+        document = await ended(bus, "r1")
+    assert document.run.error.message == "ValueError: no such file: ?"
+    assert "a file called ?" in await logs_of(bus)
+
+
 async def test_events_are_cloudevents_in_binary_mode(bus: Bus, app: App, settings: Settings) -> None:
     await make_task(bus)
     async with worker(bus, app, settings):

@@ -128,6 +128,17 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class ProgressReport(Model):
+    """How far an attempt of a run says it has come."""
+
+    date: AwareDatetime
+    run: str
+    attempt: int
+    fraction: float | None
+    """0 to 1; None: it cannot tell."""
+    message: str
+
+
 class LogEntry(Model):
     """One line that a run logged."""
 

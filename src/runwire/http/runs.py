@@ -21,11 +21,12 @@ from runwire.http.endpoint import PREFER, RUN_ID, TASK_ID, Answer, Endpoint
 from runwire.http.lookup import find_task, run_id, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
-from runwire.http.schemas import LogPageView, RunView, instant, json_bytes
+from runwire.http.schemas import LogPageView, RunView, instant, json_bytes, progress_view
 from runwire.http.services import Services, services
 from runwire.http.waiting import wait_until
 from runwire.messaging import commands, deadletters, events, subjects
 from runwire.messaging.broker import UNAVAILABLE
+from runwire.readmodel.reader import is_of
 
 
 class RunsQuery(Page):
@@ -56,7 +57,8 @@ async def list_runs(request: Request) -> Response:
         limit=query.limit,
         offset=max(0, query.offset - len(current)),
     )
-    page = [*current[query.offset :], *ended][: query.limit]
+    report = await parts.reader.report(task)
+    page = [with_progress(view, report) for view in [*current[query.offset :], *ended][: query.limit]]
     headers = page_headers(request, limit=query.limit, offset=query.offset, total=total + len(current))
     return Response(json_bytes(page), 200, headers, "application/json")
 
@@ -74,6 +76,7 @@ async def get_run(request: Request) -> Response:
         if view["finished"] is None and not parts.waiters.is_full and not parts.draining:
             await wait_until(request, end, deadline)
             view, _ = await _find(parts, document, run)
+    view = with_progress(view, await parts.reader.report(task))
     headers = {"Run-Id": run, "Task-State": view["code"], "Cache-Control": "no-store", "Vary": "Prefer"}
     if view["error"] and view["finished"]:
         headers["Task-Error"] = view["error"]["code"]
@@ -100,6 +103,11 @@ async def get_run_logs(request: Request) -> Response:
         "final": has_all,
     }
     return Response(json_bytes(page), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+def with_progress(run: dict[str, Any], report: dict[str, Any] | None) -> dict[str, Any]:
+    """A run as it is shown, with how far its latest attempt says it has come."""
+    return run | {"progress": progress_view(report) if report is not None and is_of(run, report) else None}
 
 
 async def _current(parts: Services, document: Document) -> list[dict[str, Any]]:

@@ -110,6 +110,7 @@ EXAMPLE_RUN: dict[str, Any] = {
     "result": {"rows": 1200, "bytes": 98304, "file": "Runs_Export-12345.csv"},
     "error": None,
     "next_attempt": None,
+    "progress": {"fraction": 1.0, "message": "1200 rows", "date": "2026-05-26T14:35:44Z"},
 }
 
 
@@ -290,10 +291,16 @@ class RunErrorView(BaseModel):
     message: str
 
 
-class RunView(BaseModel):
-    """One execution of a task."""
+class ProgressView(BaseModel):
+    """How far a run says it has come."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_RUN]})
+    fraction: Annotated[float | None, Field(ge=0, le=1, description="null: it cannot be told.")]
+    message: str
+    date: datetime
+
+
+class RunInEvent(BaseModel):
+    """One execution of a task, without its progress."""
 
     id: str
     task: int
@@ -310,6 +317,17 @@ class RunView(BaseModel):
     error: RunErrorView | None
     next_attempt: Annotated[
         datetime | None, Field(description="When it goes on, while it waits between two tries; `error`: why.")
+    ]
+
+
+class RunView(RunInEvent):
+    """One execution of a task."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_RUN]})
+
+    progress: Annotated[
+        ProgressView | None,
+        Field(description="What its latest attempt has reported last; null: nothing, or a later run has since."),
     ]
 
 
@@ -423,6 +441,11 @@ def _view(
     task["trigger"] = trigger_schemas.shown(task["trigger"], task["id"], created=created, cursor=cursor, now=now)
     rest = {name: task.pop(name, None) for name in ("debug", "version", "result", "timeout", "deadline", "retry")}
     return task | {"logs": logs} | rest
+
+
+def progress_view(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of progress as the API shows it."""
+    return {name: report[name] for name in ProgressView.model_fields}
 
 
 def execute_view(code: StateCode, last_run: datetime | None, modified: datetime, created: datetime) -> dict[str, Any]:

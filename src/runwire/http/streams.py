@@ -32,7 +32,7 @@ from runwire.domain.task import FINAL, MAX_ID
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint, header_parameter
 from runwire.http.lookup import find_task, id_number, readable_chains, task_id
 from runwire.http.query import Query, parse_query
-from runwire.http.schemas import RunView, TaskView, json_bytes, task_view
+from runwire.http.schemas import RunInEvent, TaskView, json_bytes, task_view
 from runwire.http.services import Services, services
 from runwire.messaging import commands, events, subjects
 from runwire.messaging.broker import UNAVAILABLE
@@ -310,10 +310,10 @@ class EventData(_View):
     """What happened: the task and its latest run after the change."""
 
     task: TaskInEvent
-    run: RunView | None
+    run: RunInEvent | None
     change: Annotated[Change, Field(description="What happened.")]
     skipped: Annotated[
-        RunView | None, Field(description="Of `skipped` only: the ticks that were not run, as the history has them.")
+        RunInEvent | None, Field(description="Of `skipped` only: the ticks that were not run, as the history has them.")
     ] = None
 
 

@@ -109,10 +109,20 @@ async def get_task(request: Request) -> Response:
     else:
         view = task_view(found.document, found.logs, now=datetime.now(UTC))
     headers = {"ETag": etag(view["version"]), "Cache-Control": "no-store"}
+    if found is not None and found.progress is not None and view["state"]["code"] == StateCode.INPROGRESS:
+        fraction = found.progress["fraction"]
+        if fraction is not None:
+            headers["Task-Progress"] = f"{fraction:g}"
     return Response(json_bytes(view), 200, headers, "application/json")
 
 
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The task, for GET."}}
+TASK_PROGRESS = {
+    "Task-Progress": {
+        "schema": {"type": "number", "minimum": 0, "maximum": 1},
+        "description": "How far the run in progress says it has come; absent when it has not said.",
+    }
+}
 ENDPOINTS = (
     Endpoint(
         method="POST", path="/tasks", handle=create_task, body=TaskBody,
@@ -128,7 +138,7 @@ ENDPOINTS = (
     Endpoint(
         method="GET", path="/tasks/{id}", handle=get_task, query=TaskQuery,
         parameters=(TASK_ID,),
-        answers={200: Answer(text="The task.", model=TaskView, headers=ETAG)},
+        answers={200: Answer(text="The task.", model=TaskView, headers=ETAG | TASK_PROGRESS)},
         problems=(Forbidden, TaskNotFound),
     ),
 )  # fmt: skip

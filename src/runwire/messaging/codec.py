@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import RUN_ID, Command, Source, Tick
-from runwire.domain.task import LogEntry
+from runwire.domain.task import LogEntry, ProgressReport
 from runwire.domain.ticks import Alarm
 from runwire.messaging import subjects
 
@@ -166,6 +166,19 @@ def decode_log(payload: bytes) -> LogEntry:
     """The log line in a message of LOGS. Raises Undecodable."""
     try:
         return LogEntry.model_validate_json(payload)
+    except ValidationError as invalid:
+        raise Undecodable(_first_complaint(invalid)) from None
+
+
+def encode_progress(report: ProgressReport) -> bytes:
+    """A report of progress as the payload of its message."""
+    return report.model_dump_json().encode()
+
+
+def decode_progress(payload: bytes) -> ProgressReport:
+    """The report of progress in a message of LOGS. Raises Undecodable."""
+    try:
+        return ProgressReport.model_validate_json(payload)
     except ValidationError as invalid:
         raise Undecodable(_first_complaint(invalid)) from None
 

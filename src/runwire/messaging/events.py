@@ -318,12 +318,14 @@ async def purge_deleted(bus: Bus, deletion: Deletion) -> None:
     first, and only while the deletion is the last event of that id: then nobody else can have written any.
     """
     lines, of_task = subjects.log(deletion.chain, deletion.task), subjects.events_of(deletion.chain, deletion.task)
-    last_line = 0
-    with contextlib.suppress(NotFoundError):
-        last_line = (await bus.js.get_msg(subjects.LOGS, subject=lines)).seq or 0
+    logged: dict[str, int] = {}
+    for subject in (lines, subjects.progress(deletion.chain, deletion.task)):
+        with contextlib.suppress(NotFoundError):
+            logged[subject] = (await bus.js.get_msg(subjects.LOGS, subject=subject)).seq or 0
     head = await find(bus, deletion.task)
-    if last_line and head is not None and head.sequence == deletion.sequence:
-        await bus.js.purge_stream(subjects.LOGS, subject=lines, seq=last_line + 1)
+    if head is not None and head.sequence == deletion.sequence:
+        for subject, last in logged.items():
+            await bus.js.purge_stream(subjects.LOGS, subject=subject, seq=last + 1)
     await bus.js.purge_stream(subjects.EVENTS, subject=of_task, seq=deletion.sequence + 1)
 
 

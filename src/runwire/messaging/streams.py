@@ -101,7 +101,13 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             duplicate_window=DUPLICATE_WINDOW,
             allow_direct=True,
         ),
-        stream(subjects.LOGS, subjects.ALL_LOGS, max_msgs_per_subject=LOG_LINES_PER_TASK, max_age=LOG_DAYS * DAY),
+        stream(
+            subjects.LOGS,
+            subjects.ALL_LOGS,
+            max_msgs_per_subject=LOG_LINES_PER_TASK,
+            max_age=LOG_DAYS * DAY,
+            allow_rollup_hdrs=True,
+        ),
         # An alarm is never dropped, whatever its size or age: there is one per task, and only we write here. It stays
         # until it rings, as no consumer ever takes in tasks.sch.>.
         stream(
@@ -179,6 +185,8 @@ async def _ensure_stream(bus: Bus, config: StreamConfig) -> None:
         return
     if config.max_consumers and (info.config.max_consumers or 0) <= 0:  # created by an earlier version
         await bus.js.update_stream(info.config.evolve(max_consumers=config.max_consumers))
+    if config.allow_rollup_hdrs and not info.config.allow_rollup_hdrs:  # so was this one
+        await bus.js.update_stream(info.config.evolve(allow_rollup_hdrs=True))
 
 
 async def _ensure_bucket(bus: Bus, bucket: str, settings: Settings, *, history: int = 1, **config: Any) -> None:

@@ -5,7 +5,8 @@
     tasks.cmd.<chain>.<task>.execute       COMMANDS     what shall be run
     tasks.evt.<chain>.<task>.<code>        EVENTS       what became of it: ready inprogress done error edited
                                                         skipped deleted
-    tasks.log.<chain>.<task>               LOGS         what runs had to say
+    tasks.log.<chain>.<task>               LOGS         what runs had to say, line by line
+    tasks.log.<chain>.<task>.progress      LOGS         how far the latest of them says it has come
     tasks.sch.<chain>.<task>               SCHEDULES    the alarm of a task: when it is due next
     tasks.due.<chain>.<task>               SCHEDULES    an alarm that has rung
     tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
@@ -41,6 +42,7 @@ ALL_ERRORS, ALL_DELETIONS = "tasks.evt.*.*.error", "tasks.evt.*.*.deleted"
 DEFINITIONS = ["tasks.evt.*.*.ready", "tasks.evt.*.*.edited", ALL_DELETIONS]
 """The events that may change when a task is due."""
 ALL_LOGS = "tasks.log.>"
+PROGRESS = ".progress"
 ALL_ALARMS, ALL_DUE = "tasks.sch.*.*", "tasks.due.*.*"
 ALL_DEADLETTERS = "tasks.dlq.>"
 ALL_KEYS = "tasks.key.*"
@@ -72,6 +74,7 @@ EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 INCREMENT = "Nats-Incr"
 ROLLUP, ROLLUP_OF_SUBJECT = "Nats-Rollup", "sub"
 TTL = "Nats-TTL"
+ROLLUP = "Nats-Rollup"
 SCHEDULE = "Nats-Schedule"
 SCHEDULE_TARGET = "Nats-Schedule-Target"
 
@@ -177,6 +180,16 @@ def due(chain: int, task: int) -> str:
 def log(chain: int, task: int) -> str:
     """Where the log lines of a task's runs are published."""
     return f"tasks.log.{_id(chain)}.{_id(task)}"
+
+
+def progress(chain: int, task: int) -> str:
+    """Where a task's runs report how far they have come; each report takes the place of the one before."""
+    return f"{log(chain, task)}{PROGRESS}"
+
+
+def is_progress(subject: str) -> bool:
+    """Whether a message of LOGS is a report and no line."""
+    return subject.endswith(PROGRESS)
 
 
 def refusals(chain: int) -> str:

@@ -46,12 +46,13 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class LogRecord:
-    """A log line as it was read from LOGS."""
+    """A log line, or a report of progress, as it was read from LOGS."""
 
     sequence: int
     task: int
     run: str
     payload: bytes
+    is_progress: bool = False
 
 
 def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord], *, history: int) -> None:
@@ -76,8 +77,25 @@ def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord],
 
 
 def apply_logs(connection: sqlite3.Connection, records: Iterable[LogRecord], *, lines: int) -> None:
-    """Add these log lines, but for those of deleted tasks. ``lines``: how many are kept per task."""
-    rows = [(record.task, record.sequence, record.run, record.payload) for record in records]
+    """Add these log lines, but for those of deleted tasks. ``lines``: how many are kept per task.
+
+    Of the reports of progress among them the latest of each task is kept.
+    """
+    rows, reports = [], {}
+    for record in records:
+        row = (record.task, record.sequence, record.run, record.payload)
+        if record.is_progress:
+            reports[record.task] = row
+        else:
+            rows.append(row)
+    if reports:
+        connection.executemany(
+            "INSERT OR REPLACE INTO progress (task, sequence, run, entry) "
+            "SELECT ?1, ?2, ?3, ?4 WHERE ?1 NOT IN (SELECT task FROM deleted)",
+            list(reports.values()),
+        )
+    if not rows:
+        return
     _stage(connection, "staged_log", rows)
     connection.execute(
         "INSERT OR REPLACE INTO log (task, sequence, run, entry) SELECT task, sequence, run, entry FROM staged_log "
@@ -218,6 +236,7 @@ def _delete_task(connection: sqlite3.Connection, task: int, sequence: int) -> No
     connection.execute("DELETE FROM task WHERE id = ?", (task,))
     connection.execute("DELETE FROM run WHERE task = ?", (task,))
     connection.execute("DELETE FROM log WHERE task = ?", (task,))
+    connection.execute("DELETE FROM progress WHERE task = ?", (task,))
     connection.execute("INSERT OR REPLACE INTO deleted (task, sequence) VALUES (?, ?)", (task, sequence))
 
 

@@ -101,7 +101,7 @@ class Projector:
             subjects.ALL_LOGS,
             decode=_log_line,
             apply=lambda connection, lines: projection.apply_logs(connection, lines, lines=streams.LOG_LINES_PER_TASK),
-            tables=("log",),
+            tables=("log", "progress"),
         )
         self._sources = (
             self._events,
@@ -321,11 +321,12 @@ def _event(message: Msg, sequence: int) -> EventRecord | None:
 def _log_line(message: Msg, sequence: int) -> LogRecord | None:
     try:
         _, task = subjects.parse(message.subject)
-        entry = codec.decode_log(message.data)
+        is_progress = subjects.is_progress(message.subject)
+        run = (codec.decode_progress if is_progress else codec.decode_log)(message.data).run
     except Undecodable as undecodable:
         log.error("skipped a log line on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
         return None
-    return LogRecord(sequence, task, entry.run, message.data)
+    return LogRecord(sequence, task, run, message.data, is_progress)
 
 
 def _token_version(message: Msg, sequence: int) -> Told:

@@ -38,6 +38,8 @@ class TaskWithLogs:
 
     document: Document
     logs: list[LogLine]
+    progress: Stored | None
+    """What its latest run has reported last, in JSON; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,13 @@ class Reader:
             row = _document_row(connection, task)
             if row is None:
                 return None
-            return TaskWithLogs(
-                Document.model_validate_json(row[1]), _logs(connection, task, limit=log_limit, offset=log_offset)
-            )
+            document = Document.model_validate_json(row[1])
+            logs = _logs(connection, task, limit=log_limit, offset=log_offset)
+            report = _report(connection, task)
+            run = document.run
+            if run is None or report is None or not is_of({"id": run.id, "attempt": run.attempt}, report):
+                report = None
+            return TaskWithLogs(document, logs, report)
 
         return await self._database.read(query)
 
@@ -124,6 +130,10 @@ class Reader:
             ).fetchone()
         )
         return Run.model_validate_json(row[0]) if row else None
+
+    async def report(self, task: int) -> Stored | None:
+        """The last report of progress that there is of the task's runs, in JSON; :func:`is_of` says of which."""
+        return await self._database.read(lambda connection: _report(connection, task))
 
     async def runs(self, task: int, *, code: RunCode | None, limit: int, offset: int) -> tuple[list[Stored], int]:
         """A page of the task's runs that are over as the API shows them, newest first, and how many are kept in all."""
@@ -169,6 +179,16 @@ class Reader:
 
         rows, read_up_to = await self._database.read(query)
         return [(sequence, from_json(entry)) for sequence, entry in rows], read_up_to
+
+
+def is_of(run: Stored, report: Stored) -> bool:
+    """Whether a report of progress is this run's, and of its latest attempt."""
+    return (run["id"], run["attempt"]) == (report["run"], report["attempt"])
+
+
+def _report(connection: sqlite3.Connection, task: int) -> Stored | None:
+    row = connection.execute("SELECT entry FROM progress WHERE task = ?", (task,)).fetchone()
+    return from_json(row[0]) if row else None
 
 
 def _document_row(connection: sqlite3.Connection, task: int) -> tuple[int, bytes] | None:

@@ -25,7 +25,7 @@ from runwire.messaging.events import STREAM_FULL
 from runwire.parameters import complaints
 from runwire.settings import Settings
 from runwire.worker.redaction import Redact
-from runwire.worker.runlog import RunLog
+from runwire.worker.runlog import RunLog, storable
 from runwire.worker.vault import RunSecrets, Vault
 
 INLINE_RESULT = 4 * 1024
@@ -121,6 +121,7 @@ class Actor:
             chain=task.chain,
             filters=task.filters,
             write_log=line_log.write,
+            write_progress=line_log.report,
             read_secret=secrets.get,
         )
         try:
@@ -212,7 +213,7 @@ class Actor:
 
 def _failed(code: str, message: str, *, retryable: bool = False, after: float | None = None) -> Failed:
     text = message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}..."
-    return Failed(RunError(code=str(code), message=text), retryable=retryable, retry_after=after)
+    return Failed(RunError(code=str(code), message=storable(text)), retryable=retryable, retry_after=after)
 
 
 def _depth(value: JsonValue) -> int:

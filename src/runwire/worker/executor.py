@@ -211,8 +211,11 @@ class Executor:
             claimed = await self._try_append(head, document)
             if claimed is None:
                 return None
-            line_log = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=claim_id)
-            attempt = Attempt(claimed, document.run, line_log, command.accepted, time.monotonic())
+            run = document.run
+            line_log = RunLog(
+                self._bus, chain=run.chain, task=run.task, run=run.id, claim_id=claim_id, attempt=run.attempt
+            )
+            attempt = Attempt(claimed, run, line_log, command.accepted, time.monotonic())
             ending = await self._act(attempt, hold)
         match ending:
             case HandedBack():
