@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import sys
+import threading
 import time
 from base64 import b64encode
 from pathlib import Path
@@ -42,6 +45,21 @@ async def probe(params: Probe, ctx: runwire.Context) -> dict[str, int]:
     return {"attempt": ctx.attempt, "pid": os.getpid()}
 
 
+class Flood(BaseModel):
+    """Print so many megabytes, a thousand bytes at a time."""
+
+    megabytes: int
+
+
+@app.action("flood")
+def flood(params: Flood, ctx: runwire.Context) -> dict[str, int]:
+    """In a thread, as fast as it can."""
+    line = "x" * 999
+    for _ in range(params.megabytes * 1000):
+        print(line)
+    return {"printed": params.megabytes}
+
+
 class Leak(BaseModel):
     """Show the secret ``canary`` in one of the ways there are."""
 
@@ -56,6 +74,13 @@ async def leak(params: Leak, ctx: runwire.Context) -> dict[str, object]:
     ctx.progress(0.5, f"CONTROL {canary}")
     for text in (canary, repr(canary), json.dumps({"k": canary}), quote(canary), b64encode(b"u:" + canary.encode())):
         ctx.log(f"said {text}")
+        print(f"CONTROL printed {text}")
+        print(f"CONTROL printed {text}", file=sys.stderr)
+        logging.getLogger("leaky").info("logged %s", text)
+    own = threading.Thread(target=_leak_outside, args=(canary,))
+    own.start()
+    await asyncio.to_thread(own.join)
+    asyncio.get_running_loop().create_future().set_exception(ValueError(canary))
     match params.how:
         case "fail":
             raise runwire.Fail("no_luck", f"CONTROL {canary}")
@@ -71,3 +96,10 @@ async def leak(params: Leak, ctx: runwire.Context) -> dict[str, object]:
             return {"CONTROL": canary, "filler": ["x" * 1000] * 10, "last": canary}
         case _:
             return {"CONTROL": True}
+
+
+def _leak_outside(canary: str) -> None:
+    """In a thread that no run owns."""
+    print(f"CONTROL outside {canary}")
+    logging.getLogger("leaky").warning("CONTROL outside %s", canary)
+    raise ValueError(f"CONTROL outside {canary}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import uvloop
@@ -15,10 +16,12 @@ from runwire.messaging.broker import Bus
 from runwire.process import calm_garbage_collector, notify_ready
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings, load
+from runwire.worker import capture
 from runwire.worker.actions.builtin import builtin_actions
 from runwire.worker.announcer import Announcer
 from runwire.worker.consumer import Consumer
 from runwire.worker.executor import Executor
+from runwire.worker.vault import Vault
 
 log = logging.getLogger("runwire.worker")
 
@@ -27,9 +30,11 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     """The FastStream app of a worker; connects when it starts. None: settings from the environment, and its App."""
     chosen = settings or load()
     own = app or (load_app(chosen.app) if chosen.app else None)
+    vault = Vault(chosen.secrets)
     bus = Bus(chosen, "runwire worker")
     worker = FastStream(bus.broker, logger=None)
     parts: list[Consumer | Scheduler | Announcer] = []
+    capturing = ExitStack()
 
     @worker.on_startup
     async def connect() -> None:
@@ -38,8 +43,9 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
 
     @worker.after_startup
     async def begin() -> None:
+        capturing.enter_context(capture.installed(vault.conceal))
         actions = builtin_actions(bus, own)
-        consumer = Consumer(bus, Executor(bus, actions, chosen), chosen)
+        consumer = Consumer(bus, Executor(bus, actions, chosen, vault=vault), chosen)
         scheduler = Scheduler(bus, chosen)
         for part in (consumer, scheduler, Announcer(bus, actions, clock=lambda: datetime.now(UTC))):
             parts.append(part)
@@ -52,6 +58,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     async def finish() -> None:
         for part in reversed(parts):  # no more ticks, then no more runs
             await part.stop()
+        capturing.close()
 
     return worker
 

@@ -24,6 +24,7 @@ from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import STREAM_FULL
 from runwire.parameters import complaints
 from runwire.settings import Settings
+from runwire.worker.capture import captured
 from runwire.worker.redaction import Redact
 from runwire.worker.runlog import RunLog, storable
 from runwire.worker.vault import RunSecrets, Vault
@@ -69,13 +70,13 @@ class Hold:
 class Actor:
     """Calls actions, and can stop those that are running."""
 
-    def __init__(self, bus: Bus, app: App, settings: Settings, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, bus: Bus, app: App, settings: Settings, vault: Vault, *, clock: Callable[[], datetime]) -> None:
         """``clock`` tells the time in UTC."""
         self._bus = bus
         self._actions = app.actions
         self._settings = settings
         self._clock = clock
-        self._vault = Vault(settings.secrets)
+        self._vault = vault
         self._acting: set[asyncio.Task[object]] = set()
         self._handing_back = False
 
@@ -126,7 +127,7 @@ class Actor:
         )
         try:
             async with asyncio.timeout(seconds) as limit:
-                result = await self._interruptible(action, parameters, context, hold)
+                result = await self._interruptible(action, parameters, context, hold, line_log)
         except (HandedBack, TakenAway):
             raise
         except Fail as fail:
@@ -139,11 +140,13 @@ class Actor:
                 return Failed(lifecycle.beyond(task))
             if limit.expired():
                 return _failed(ErrorCode.TIMEOUT, f"The action took longer than {task.timeout:g} s.", retryable=True)
-            line_log.write(LogLevel.DEBUG, "".join(traceback.format_exception(error)))
+            line_log.note(LogLevel.DEBUG, "".join(traceback.format_exception(error)))
             return _failed(ErrorCode.HANDLER_ERROR, redact(f"{type(error).__name__}: {error}"), retryable=True)
         return await self._keep_result(run, result, secrets)
 
-    async def _interruptible(self, action: Action, parameters: object, context: Context, hold: Hold) -> object:
+    async def _interruptible(
+        self, action: Action, parameters: object, context: Context, hold: Hold, line_log: RunLog
+    ) -> object:
         """Call the action. :meth:`hand_back` ends it with HandedBack, the loss of its hold with TakenAway.
 
         Whatever else ends it is its own doing.
@@ -156,7 +159,8 @@ class Actor:
         self._acting.add(task)
         hold.action = task
         try:
-            return await action.handler(parameters, context)
+            with captured(line_log):
+                return await action.handler(parameters, context)
         except asyncio.CancelledError as cancelled:
             context.stopped.set()
             if hold.is_taken_away:

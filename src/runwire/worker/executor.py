@@ -28,6 +28,7 @@ from runwire.messaging.events import Head
 from runwire.settings import Settings
 from runwire.worker.acting import Actor, HandedBack, Hold, TakenAway
 from runwire.worker.runlog import RunLog
+from runwire.worker.vault import Vault
 from runwire.worker.watch import Watch
 
 log = logging.getLogger("runwire.worker")
@@ -95,10 +96,18 @@ def _now() -> datetime:
 class Executor:
     """Carries out commands. Holds no state between two of them but hints, which the fence checks."""
 
-    def __init__(self, bus: Bus, app: App, settings: Settings, *, clock: Callable[[], datetime] = _now) -> None:
-        """``clock`` tells the time in UTC."""
+    def __init__(
+        self,
+        bus: Bus,
+        app: App,
+        settings: Settings,
+        *,
+        vault: Vault | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        """``vault`` None: one of its own, as the settings say. ``clock`` tells the time in UTC."""
         self._bus = bus
-        self._actor = Actor(bus, app, settings, clock=clock)
+        self._actor = Actor(bus, app, settings, vault or Vault(settings.secrets), clock=clock)
         self._watch = Watch(bus, interval=settings.ack_wait / 3)
         self._settings = settings
         self._clock = clock
@@ -197,7 +206,7 @@ class Executor:
         if command.delivery == 1:
             line = RunLog(self._bus, chain=command.chain, task=command.task, run=command.run, claim_id=command.run)
             action, wait = head.document.task_in_force.target.action, self._settings.action_wait
-            line.write(LogLevel.WARNING, f"waiting up to {wait:g} s for a worker that knows the action {action!r}")
+            line.note(LogLevel.WARNING, f"waiting up to {wait:g} s for a worker that knows the action {action!r}")
             await line.flush()
         return Later(WAIT_FOR_ACTION)
 
@@ -221,6 +230,7 @@ class Executor:
             case HandedBack():
                 return await self._release(attempt)
             case TakenAway():
+                attempt.log.close()
                 _report("stopped", attempt, "the run was ended by somebody else")
                 return Silence("the run was ended by somebody else")
             case _:
@@ -247,12 +257,12 @@ class Executor:
         """Append how the attempt ended: the run's last event, or the wait for its next try."""
         delay: float | None = None
         if isinstance(outcome, Failed):
-            attempt.log.write(LogLevel.ERROR, f"{outcome.error.code}: {outcome.error.message}")
+            attempt.log.note(LogLevel.ERROR, f"{outcome.error.code}: {outcome.error.message}")
             task = attempt.document.task_in_force
             left = lifecycle.time_left(task, attempt.accepted, now=self._clock())
             delay = lifecycle.delay_before_retry(task, attempt.run, outcome, left=left)
             if delay is not None:
-                attempt.log.write(LogLevel.INFO, f"attempt {attempt.run.attempt + 1} begins in {delay:.1f} s")
+                attempt.log.note(LogLevel.INFO, f"attempt {attempt.run.attempt + 1} begins in {delay:.1f} s")
         log_seq = await attempt.log.flush()
 
         def following(document: Document) -> Document:
@@ -272,7 +282,7 @@ class Executor:
 
     async def _release(self, attempt: Attempt) -> Disposition:
         """The worker is being stopped: give the run back, so that another one begins at once."""
-        attempt.log.write(LogLevel.WARNING, "the worker was stopped, the run goes to another one")
+        attempt.log.note(LogLevel.WARNING, "the worker was stopped, the run goes to another one")
         log_seq = await attempt.log.flush()
         if not await self._append_own(
             attempt, lambda document: lifecycle.release(document, now=self._clock(), log_seq=log_seq)

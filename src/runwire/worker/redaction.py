@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import quote, quote_plus
 
 from pydantic import JsonValue
@@ -36,7 +37,11 @@ class Forms:
     """Without the characters at either end that hold bits of something else, too."""
 
 
-Redact = Callable[[str], str]
+class Redact(Protocol):
+    """Takes the secrets out of a text."""
+
+    def __call__(self, text: str, *, cut: bool = False) -> str:
+        """``cut``: the text has lost its end, which may have been in the midst of a secret."""
 
 
 def forms_of(value: str) -> Forms | None:
@@ -52,9 +57,9 @@ def forms_of(value: str) -> Forms | None:
     )
 
 
-def redacted(text: str, secrets: Iterable[Forms]) -> str:
-    """The text with MASK for every secret in it."""
-    spans = sorted(_spans(text, secrets))
+def redacted(text: str, secrets: Iterable[Forms], *, cut: bool = False) -> str:
+    """The text with MASK for every secret in it; ``cut``: also for the beginning of one at its end."""
+    spans = sorted(_spans(text, secrets, cut=cut))
     if not spans:
         return text
     pieces, end = [], 0
@@ -84,8 +89,11 @@ def redacted_json(value: JsonValue, redact: Redact) -> JsonValue:
             return value if redact(text) == text else MASK
 
 
-def _spans(text: str, secrets: Iterable[Forms]) -> Iterator[tuple[int, int]]:
+def _spans(text: str, secrets: Iterable[Forms], *, cut: bool) -> Iterator[tuple[int, int]]:
     for secret in secrets:
+        if cut:
+            for form in (*secret.plain, *secret.base64):
+                yield from _beginnings(text, form)
         for form in secret.plain:
             if form in text:
                 yield from _places(text, form)
@@ -100,6 +108,15 @@ def _places(text: str, form: str) -> Iterator[tuple[int, int]]:
     while begin >= 0:
         yield begin, begin + len(form)
         begin = text.find(form, begin + 1)
+
+
+def _beginnings(text: str, form: str) -> Iterator[tuple[int, int]]:
+    """Where the text ends with the beginning of the form."""
+    begin = text.find(form[:SHORTEST], max(0, len(text) - len(form)))
+    while begin >= 0:
+        if form.startswith(text[begin:]):
+            yield begin, len(text)
+        begin = text.find(form[:SHORTEST], begin + 1)
 
 
 def _with_partial_characters(text: str, begin: int, end: int) -> tuple[int, int]:

@@ -84,6 +84,12 @@ class Vault:
                 self._known[former] = {v: f for v, f in self._known[former].items() if v != oldest}
         return forms
 
+    def conceal(self, text: str) -> str:
+        """The text without any secret that anybody was given: for what is no run's."""
+        if not self._handed_out:
+            return text
+        return redacted(text, [forms for known in list(self._known.values()) for forms in known.values()])
+
     def known_to(self, chain: int) -> dict[str, Forms]:
         """What was handed out to this chain's runs, and of what is everybody's to anybody's."""
         if not self._handed_out:
@@ -107,10 +113,13 @@ class RunSecrets:
             self._own = {**self._own, value: forms}
         return value
 
-    def redact(self, text: str) -> str:
-        """The text without any of the secrets that the chain's runs have been given."""
+    def redact(self, text: str, *, cut: bool = False) -> str:
+        """The text without any of the secrets that the chain's runs have been given.
+
+        ``cut``: it has lost its end, which may have been in the midst of one.
+        """
         known = self._to_hide()
-        return redacted(text, known.values()) if known else text
+        return redacted(text, known.values(), cut=cut) if known else text
 
     async def redact_json(self, value: JsonValue) -> JsonValue:
         """The value without them."""
