@@ -46,7 +46,7 @@ OTHER = 2000
 class Received:
     """One event as a client has read it."""
 
-    id: int
+    id: int | str
     event: str
     data: dict
 
@@ -71,7 +71,8 @@ class Stream:
             async for line in self._lines:
                 name, _, value = line.partition(": ")
                 if not line and "data" in fields:
-                    return Received(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+                    place = int(fields["id"]) if fields["id"].isdigit() else fields["id"]
+                    return Received(place, fields["event"], json.loads(fields["data"]))
                 if line.startswith(":"):
                     self.comments.append(value)
                 elif name == "retry":

@@ -17,8 +17,9 @@ from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.run import Command, Done, Failed, RunError, Source
 from runwire.domain.task import StateCode, Target
+from runwire.messaging.logs import Line
 from runwire.readmodel import projection
-from runwire.readmodel.projection import EventRecord, LogRecord
+from runwire.readmodel.projection import EventRecord
 from runwire.readmodel.reader import TaskFilter, _count, _ids, stretches_of
 
 NOW = datetime(2026, 5, 26, 14, 35, tzinfo=UTC)
@@ -149,7 +150,7 @@ def test_applying_a_batch_never_reads_a_whole_table(connection: sqlite3.Connecti
 
     life = Life(1)
     projection.apply_events(Explaining(), [life.next() for _ in range(300)], history=5)
-    projection.apply_logs(Explaining(), [LogRecord(1, 1, "r1", b"{}")], lines=5)
+    projection.apply_logs(Explaining(), [Line(1, 1, "r1", b"{}")], lines=5)
     assert any(plan.startswith("SEARCH task") for plan in plans)
     scanned = [plan for plan in plans if plan.startswith("SCAN") and plan.split()[1] in {"task", "run", "log", "tally"}]
     assert not scanned
@@ -161,10 +162,10 @@ def test_log_lines_of_a_deleted_task_are_not_kept(connection: sqlite3.Connection
         Definition(chain=1, desc="", target=Target.model_validate({"action": "export"}), trigger={}), 5, NOW
     )
     deleted = lifecycle.delete(created, by="tester")
-    lines = [LogRecord(1, 5, "r1", b"{}"), LogRecord(2, 6, "r2", b"{}")]
+    lines = [Line(1, 5, "r1", b"{}"), Line(2, 6, "r2", b"{}")]
     projection.apply_events(connection, [EventRecord(1, created, b"{}"), EventRecord(2, deleted, b"{}")], history=5)
     projection.apply_logs(connection, lines, lines=5)
     assert connection.execute("SELECT task FROM log").fetchall() == [(6,)]
     projection.apply_events(connection, [EventRecord(3, created, b"{}")], history=5)
-    projection.apply_logs(connection, [LogRecord(3, 5, "r3", b"{}")], lines=5)
+    projection.apply_logs(connection, [Line(3, 5, "r3", b"{}")], lines=5)
     assert connection.execute("SELECT task FROM log ORDER BY task").fetchall() == [(5,), (6,)]

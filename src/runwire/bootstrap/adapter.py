@@ -157,8 +157,16 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     stack.push_async_callback(keeper.stop)
     projector = await start_projector(bus, database, heads, waiters, settings)
     stack.push_async_callback(projector.stop)
-    feed = Feed(bus, position=projector.progress[0], limit=settings.max_streams)
+    reader = Reader(database, heads)
+    feed = Feed(
+        bus,
+        position=projector.progress[0],
+        lines=projector.lines_committed,
+        read_lines=reader.stretch,
+        limit=settings.max_streams,
+    )
     projector.listeners.append(feed.publish)
+    projector.line_listeners.append(feed.publish_lines)
     rates = Rates(settings) if settings.rate_per_token or settings.rate_per_chain else None
     most = settings.max_outstanding_per_chain
     uses, refusals, catalogue = Uses(bus), Refusals(bus), Catalogue(bus)
@@ -167,7 +175,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     services = Services(
         settings=settings,
         bus=bus,
-        reader=Reader(database, heads),
+        reader=reader,
         waiters=waiters,
         milestones=projector.milestones,
         feed=feed,

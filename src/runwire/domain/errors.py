@@ -121,7 +121,7 @@ class MalformedKey(RequestError):
 
 
 class MalformedEventId(RequestError):
-    """The Last-Event-ID header is not the id of an event: a number."""
+    """The Last-Event-ID header is not the id of an event: a number, or two with a dash between them."""
 
     code = "malformed_event_id"
 

@@ -30,8 +30,8 @@ class Answer:
     """OpenAPI header objects by name."""
     media_type: str = "application/json"
     """Of a body that ``model`` does not describe."""
-    events: type[BaseModel] | None = None
-    """The data of each event of a ``text/event-stream``."""
+    events: tuple[type[BaseModel], ...] = ()
+    """What the data of an event of a ``text/event-stream`` may be."""
     example: Any = None
     """A body as it is answered."""
     content: Mapping[str, Mapping[str, Any]] | None = None

@@ -46,7 +46,8 @@ def build_document(endpoints: Iterable[Endpoint], *, title: str, version: str, s
     for endpoint in known:
         for answer in endpoint.answers.values():  # once more, as FastAPI leaves every null out of examples
             _add_schema(schemas, answer.model, "serialization")
-            _add_schema(schemas, answer.events, "serialization")
+            for data in answer.events:
+                _add_schema(schemas, data, "serialization")
         operation = document["paths"][endpoint.path][endpoint.method.lower()]
         operation["responses"] = {
             status: answer
@@ -118,9 +119,10 @@ def _answer(answer: Answer) -> dict[str, Any]:
 def _other_media(answer: Answer) -> dict[str, Any]:
     """A body that is no JSON. OpenAPI 3.1 has no word for the items of a stream; 3.2 calls it ``itemSchema``."""
     media: dict[str, Any] = {"schema": {"type": "string"}}
-    if answer.events is not None:
+    if answer.events:
+        schemas = [{"$ref": REFERENCE.format(model=data.__name__)} for data in answer.events]
         content = {"contentMediaType": "application/json",
-                   "contentSchema": {"$ref": REFERENCE.format(model=answer.events.__name__)}}  # fmt: skip
+                   "contentSchema": {"anyOf": schemas} if len(schemas) > 1 else schemas[0]}  # fmt: skip
         media["x-itemSchema"] = {
             "type": "object",
             "required": ["data"],

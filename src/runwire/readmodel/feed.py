@@ -16,7 +16,9 @@ from contextlib import aclosing
 from runwire.messaging import events
 from runwire.messaging.broker import Bus
 from runwire.messaging.events import Event
+from runwire.messaging.logs import Line
 from runwire.readmodel.projection import EventRecord
+from runwire.readmodel.tail import ReadLines, Tail
 
 QUEUE_EVENTS = 1000
 """Events that wait for one follower, at most."""
@@ -32,7 +34,9 @@ Key = tuple[str, int]
 class Follower:
     """One place in the stream of committed events. Made by :meth:`Feed.follow`, to be closed in any case."""
 
-    def __init__(self, feed: Feed, keys: tuple[Key, ...], filters: list[str], code: str | None) -> None:
+    def __init__(
+        self, feed: Feed, keys: tuple[Key, ...], filters: list[str], code: str | None, tail: Tail | None
+    ) -> None:
         self._feed = feed
         self._keys = keys
         self._filters = filters
@@ -42,13 +46,16 @@ class Follower:
         self._behind = False
         self._wake = asyncio.Event()
         self.closed = False
+        self.tail = tail
+        """The lines of the task, where they are followed, too."""
         self.joined = feed.position
         """What was committed when it began to follow: everything later comes by the queue."""
 
-    async def events(self, *, after: int) -> AsyncGenerator[Event | None, None]:
+    async def events(self, *, after: int, woken_by_lines: bool = False) -> AsyncGenerator[Event | None, None]:
         """Every event later than sequence ``after``, each once and in order, until somebody closes the follower.
 
-        None: there was nothing for a while. Raises one of UNAVAILABLE when EVENTS has to be read and cannot be.
+        None: there was nothing for a while; ``woken_by_lines``: or there may be lines. Raises one of UNAVAILABLE when
+        EVENTS has to be read and cannot be.
         """
         last = after
         self._behind = self._behind or after < self.joined
@@ -69,8 +76,13 @@ class Follower:
                 if event.sequence > last:
                     last = event.sequence
                     yield event
-            elif not await self._woken():
+            elif not await self.woken() or woken_by_lines:
                 yield None
+
+    @property
+    def has_events(self) -> bool:
+        """Whether an event is waiting to be passed on."""
+        return bool(self._queue) or self._behind
 
     def offer(self, event: Event) -> None:
         """Queue a committed event, or let go of the queue when there is no room."""
@@ -84,12 +96,20 @@ class Follower:
             self._bytes += event.size
         self._wake.set()
 
+    def offer_line(self, line: Line) -> None:
+        """Queue a committed line of the task."""
+        if self.tail is not None:
+            self.tail.offer(line)
+            self._wake.set()
+
     def close(self) -> None:
         """Nothing more comes, and nothing is kept. May be called twice."""
         if not self.closed:
             self.closed = True
             self._feed.leave(self, self._keys)
             self._forget()
+            if self.tail is not None:
+                self.tail.forget()
             self._wake.set()
 
     def _rejoin(self) -> int:
@@ -102,7 +122,7 @@ class Follower:
         self._queue.clear()
         self._bytes = 0
 
-    async def _woken(self) -> bool:
+    async def woken(self) -> bool:
         """Wait until something happens; False: nothing did for a while."""
         self._wake.clear()
         try:
@@ -116,9 +136,12 @@ class Follower:
 class Feed:
     """The followers of one adapter. What nobody follows costs nothing."""
 
-    def __init__(self, bus: Bus, *, position: int, limit: int) -> None:
-        """``position``: sequence of EVENTS that is committed; ``limit``: how many may follow at once."""
+    def __init__(self, bus: Bus, *, position: int, lines: int, read_lines: ReadLines, limit: int) -> None:
+        """``position``, ``lines``: sequences of EVENTS and LOGS that are committed; ``limit``: how many may follow."""
         self.bus = bus
+        self.lines = lines
+        """Last sequence of LOGS that was handed out."""
+        self._read_lines = read_lines
         self.position = position
         """Last sequence that was handed out: later ones come by the queues."""
         self._limit = limit
@@ -133,9 +156,20 @@ class Feed:
         """Whether nobody else may follow."""
         return self._count >= self._limit
 
-    def follow(self, keys: Iterable[Key], filters: list[str], *, code: str | None = None) -> Follower:
-        """Begin to follow tasks or chains. ``filters``: the subjects of the same events; ``code``: only this state."""
-        follower = Follower(self, tuple(keys), filters, code)
+    def follow(
+        self,
+        keys: Iterable[Key],
+        filters: list[str],
+        *,
+        code: str | None = None,
+        lines_of: tuple[int, int] | None = None,
+    ) -> Follower:
+        """Begin to follow tasks or chains. ``filters``: the subjects of the same events; ``code``: only this state.
+
+        ``lines_of``: also the log lines of this task, by chain and id.
+        """
+        tail = None if lines_of is None else Tail(*lines_of, lambda: self.lines, self._read_lines)
+        follower = Follower(self, tuple(keys), filters, code, tail)
         for key in follower._keys:  # noqa: SLF001 - one thing in two classes
             self._followers.setdefault(key, set()).add(follower)
         self._count += 1
@@ -160,6 +194,16 @@ class Feed:
             for record in records:
                 self._hand_out(record)
         self.position = records[-1].sequence
+
+    def publish_lines(self, lines: list[Line], position: int) -> None:
+        """These lines have just been committed, in this order, and nothing up to ``position`` comes any more."""
+        if position < self.lines:
+            self.close()  # the stream was made anew
+        self.lines = position
+        if self._count:
+            for line in lines:
+                for follower in self._followers.get(("task", line.task), ()):
+                    follower.offer_line(line)
 
     def close(self) -> None:
         """Everybody stops following."""

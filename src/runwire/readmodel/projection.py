@@ -16,6 +16,7 @@ from typing import Any
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.run import Run
 from runwire.domain.task import MAX_ID, Task
+from runwire.messaging.logs import Line
 from runwire.readmodel import audit
 
 LARGEST_STATEMENT = 512
@@ -44,17 +45,6 @@ class EventRecord:
     """As they came: the CloudEvents attributes, among others."""
 
 
-@dataclass(frozen=True)
-class LogRecord:
-    """A log line, or a report of progress, as it was read from LOGS."""
-
-    sequence: int
-    task: int
-    run: str
-    payload: bytes
-    is_progress: bool = False
-
-
 def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord], *, history: int) -> None:
     """Bring the rows up to date with these events, in stream order. ``history``: ended runs kept per task and code."""
     last: dict[int, EventRecord] = {}
@@ -76,7 +66,7 @@ def apply_events(connection: sqlite3.Connection, records: Iterable[EventRecord],
         _add_runs(connection, list(chained.from_iterable(ended.values())), history)
 
 
-def apply_logs(connection: sqlite3.Connection, records: Iterable[LogRecord], *, lines: int) -> None:
+def apply_logs(connection: sqlite3.Connection, records: Iterable[Line], *, lines: int) -> None:
     """Add these log lines, but for those of deleted tasks. ``lines``: how many are kept per task.
 
     Of the reports of progress among them the latest of each task is kept.

@@ -29,6 +29,7 @@ from runwire.domain.run import Run
 from runwire.messaging import audit as refusals
 from runwire.messaging import codec, streams, subjects, tokens, trail
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.logs import Line
 from runwire.messaging.place import place_of
 from runwire.messaging.pull import Puller
 from runwire.messaging.trail import AuditRow
@@ -36,7 +37,7 @@ from runwire.readmodel import audit, projection
 from runwire.readmodel.audit import Told
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
-from runwire.readmodel.projection import EventRecord, LogRecord
+from runwire.readmodel.projection import EventRecord
 from runwire.readmodel.waiters import Milestones, Waiters
 
 log = logging.getLogger("runwire.readmodel")
@@ -131,6 +132,8 @@ class Projector:
         """Why nothing can be written at the moment; None: all is well."""
         self.listeners: list[Callable[[list[EventRecord]], None]] = []
         """Called with the events of every batch once it is committed."""
+        self.line_listeners: list[Callable[[list[Line], int], None]] = []
+        """Called before them with its log lines, and up to where LOGS is committed."""
 
     async def start(self) -> None:
         """Begin to read. Returns when the consumers stand; :attr:`caught_up` says when the rows do."""
@@ -161,6 +164,11 @@ class Projector:
     def progress(self) -> tuple[int, int]:
         """(last sequence of EVENTS that was read, last one there was at the start)."""
         return self._events.committed, self._events.target
+
+    @property
+    def lines_committed(self) -> int:
+        """Last sequence of LOGS that was read."""
+        return self._logs.committed
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -260,6 +268,8 @@ class Projector:
         self.trouble = None
         for source, batch in batches:
             await self._committed(source, batch)
+        for tell in self.line_listeners:
+            tell(records.get(subjects.LOGS, []), self._logs.committed)
         self._tell(records.get(subjects.EVENTS, []))
 
     async def _committed(self, source: Source, batch: list[tuple[int, Any]]) -> None:
@@ -318,15 +328,15 @@ def _event(message: Msg, sequence: int) -> EventRecord | None:
     return EventRecord(sequence, document, message.data, message.headers or {})
 
 
-def _log_line(message: Msg, sequence: int) -> LogRecord | None:
+def _log_line(message: Msg, sequence: int) -> Line | None:
     try:
-        _, task = subjects.parse(message.subject)
+        chain, task = subjects.parse(message.subject)
         is_progress = subjects.is_progress(message.subject)
         run = (codec.decode_progress if is_progress else codec.decode_log)(message.data).run
     except Undecodable as undecodable:
         log.error("skipped a log line on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
         return None
-    return LogRecord(sequence, task, run, message.data, is_progress)
+    return Line(sequence, task, run, message.data, is_progress, chain)
 
 
 def _token_version(message: Msg, sequence: int) -> Told:

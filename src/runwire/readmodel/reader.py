@@ -16,6 +16,7 @@ from runwire.domain.lifecycle import Document
 from runwire.domain.run import PUBLIC_FIELDS, Run, RunCode
 from runwire.domain.task import StateCode
 from runwire.messaging import subjects
+from runwire.messaging.logs import Line
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projection import position
@@ -135,6 +136,23 @@ class Reader:
         """The last report of progress that there is of the task's runs, in JSON; :func:`is_of` says of which."""
         return await self._database.read(lambda connection: _report(connection, task))
 
+    async def stretch(self, task: int, after: int, until: int, limit: int) -> list[Line]:
+        """The task's lines later than ``after``, up to ``until``, and its last report if it is among them, in order."""
+        rows = await self._database.read(lambda connection: _stretch(connection, task, after, until, limit))
+        return [Line(sequence, task, run, entry, bool(report)) for sequence, run, entry, report in rows]
+
+    async def first_line(self, task: int, run: str) -> int | None:
+        """LOGS sequence of the first line of a run, or of its last report; None: there is none."""
+        row = await self._database.read(
+            lambda connection: connection.execute(
+                "SELECT min(sequence) FROM (SELECT min(sequence) AS sequence FROM log WHERE task = ?1 AND run = ?2 "
+                "UNION ALL SELECT sequence FROM progress WHERE task = ?1 AND run = ?2)",
+                (task, run),
+            ).fetchone()
+        )
+        first: int | None = row[0]
+        return first
+
     async def runs(self, task: int, *, code: RunCode | None, limit: int, offset: int) -> tuple[list[Stored], int]:
         """A page of the task's runs that are over as the API shows them, newest first, and how many are kept in all."""
         codes = tuple(HISTORY if code is None else HISTORY & {code})
@@ -179,6 +197,17 @@ class Reader:
 
         rows, read_up_to = await self._database.read(query)
         return [(sequence, from_json(entry)) for sequence, entry in rows], read_up_to
+
+
+def _stretch(
+    connection: sqlite3.Connection, task: int, after: int, until: int, limit: int
+) -> list[tuple[int, str, bytes, int]]:
+    return connection.execute(
+        "SELECT sequence, run, entry, 0 FROM log WHERE task = ?1 AND sequence > ?2 AND sequence <= ?3 "
+        "UNION ALL SELECT sequence, run, entry, 1 FROM progress WHERE task = ?1 AND sequence > ?2 AND sequence <= ?3 "
+        "ORDER BY sequence LIMIT ?4",
+        (task, after, until, limit),
+    ).fetchall()
 
 
 def is_of(run: Stored, report: Stored) -> bool:
