@@ -28,7 +28,7 @@ up: install
 	@$(VENV)/bin/runwire up
 
 test: check
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+	$(VENV)/bin/pytest --numprocesses 3 --dist worksteal
 
 # The example of a worker in JavaScript; needs Node.js 20 and npm.
 test-javascript: install

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import re
 import resource
 import threading
 import time
@@ -26,7 +27,7 @@ from runwire.domain.access import AccessLevel
 from runwire.domain.errors import SetupError
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import RunCode
-from runwire.messaging import cancellation, events, stretch, subjects
+from runwire.messaging import cancellation, codec, events, stretch, subjects
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from runwire.uploads import CHUNK, StoreFull, Superseded, Upload
@@ -520,6 +521,9 @@ async def test_an_export_needs_no_more_memory_the_larger_it_is(bus: Bus, app: Ap
     assert document.run.result["rows"] == 60_000
     assert document.run.result["bytes"] > 5 << 20
     assert max(measured) - measured[5] < 3 << 20
+    said = codec.decode_progress((await bus.js.get_msg("LOGS", subject=subjects.progress(CHAIN, 1))).data)
+    assert said.fraction is None
+    assert re.fullmatch(r"[0-9,]+ rows", said.message)
 
 
 def resident() -> int:

@@ -151,6 +151,7 @@ class Called:
     """What comes of a call: of the action alone, without a broker."""
 
     lines: list[str] = field(default_factory=list)
+    secrets: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     async def __call__(self, url: str, *, allow: str = "", resolve: Any = None, **fields: Any) -> dict[str, Any]:
         options = {} if resolve is None else {"resolve": resolve}
@@ -162,6 +163,7 @@ class Called:
             task=1,
             chain=CHAIN,
             write_log=lambda level, line: self.lines.append(f"{level}: {line}"),
+            read_secret=lambda name, own: self.secrets[name, own],
         )
         return await action(HttpRequest.model_validate({"url": url, **fields}), context)
 
@@ -184,6 +186,24 @@ def answering(*answers: list[str]) -> Callable[[str, int], Awaitable[list[str]]]
         return left.pop(0)
 
     return resolve
+
+
+async def test_a_header_may_name_secrets_of_the_chain(call: Called) -> None:
+    call.secrets = {("crm.token", True): "t0p s3cret", ("b", True): "x"}
+    async with site() as there:
+        headers = {"Authorization": "Bearer secret://crm.token", "Cookie": "a=secret://b; c=1"}
+        await call(there.url, allow=f"127.0.0.1:{there.port}", headers=headers)
+    assert there.requests[0].headers["authorization"] == "Bearer t0p s3cret"
+    assert there.requests[0].headers["cookie"] == "a=x; c=1"
+
+
+@pytest.mark.parametrize("secret", ["a\r\nX-Injected: 1", "a\nb", "\x00", "é", " "])
+async def test_a_secret_that_is_no_header_is_not_sent(call: Called, secret: str) -> None:
+    call.secrets = {("s", True): secret}
+    async with site() as there:
+        error = await call.fails(there.url, allow=f"127.0.0.1:{there.port}", headers={"Authorization": "secret://s"})
+    assert (error.code, there.connections) == ("invalid_parameters", 0)
+    assert str(error) == "/target/headers/Authorization: a secret in it is no line of visible ASCII."
 
 
 # --- whom it reaches -----------------------------------------------------------------------------------

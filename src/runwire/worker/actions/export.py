@@ -97,6 +97,7 @@ async def _written(dataset: Dataset, given: Any, ctx: Context, params: Export, s
                 raise _misfit(dataset, count, f"is no {dataset.row.__name__}: {error}") from None
             await sink.write(line)
             if time.monotonic() > turn:
+                ctx.progress(None, f"{count:,} rows")
                 await asyncio.sleep(0)
                 turn = time.monotonic() + TURN
     await sink.write(form.end)

@@ -38,7 +38,7 @@ from runwire.worker.actions.exchange import (
     TooLarge,
 )
 from runwire.worker.actions.guard import Forbidden, Guard, Resolver, look_up
-from runwire.worker.actions.http_request import HttpRequest, checked_url, limited
+from runwire.worker.actions.http_request import HEADER_VALUE, HttpRequest, checked_url, limited
 from runwire.worker.actions.pointer import Nowhere, pointed_at
 
 KEPT_HEADERS = ("content-type", "etag", "last-modified", "location", "retry-after")
@@ -48,6 +48,8 @@ WORTH_ANOTHER_TRY = {408, 425, 429}
 """And every 5xx."""
 LONGEST_EXCERPT = 500
 """Characters of an unexpected answer that go into the log."""
+SECRET = re.compile(r"secret://([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
+"""In a header: the content of a secret of this name."""
 CHARSETS = {"iso-8859-1": "latin-1", "latin1": "latin-1", "windows-1252": "cp1252"}
 """What is read otherwise than as UTF-8."""
 
@@ -102,9 +104,21 @@ def _request(params: HttpRequest, ctx: Context) -> Request:
     """The request with what it has besides: who sends it, which run it is of, what its body is."""
     content, kind = _content(params.body)
     ours = {"User-Agent": f"runwire/{__version__}", "Accept": "*/*", "Idempotency-Key": ctx.run_id} | kind
-    theirs = {name.lower() for name in params.headers}
-    headers = {name: value for name, value in ours.items() if name.lower() not in theirs} | params.headers
+    given = {name: _with_secrets(name, value, ctx) for name, value in params.headers.items()}
+    theirs = {name.lower() for name in given}
+    headers = {name: value for name, value in ours.items() if name.lower() not in theirs} | given
     return Request(method=params.method, url=checked_url(params.url), headers=tuple(headers.items()), content=content)
+
+
+def _with_secrets(name: str, value: str, ctx: Context) -> str:
+    """A header's value with the secrets that it names; only the chain's own, as the task says where they go.
+
+    Raises Fail.
+    """
+    filled = SECRET.sub(lambda found: ctx.chain_secret(found[1]), value)
+    if not HEADER_VALUE.fullmatch(filled):
+        raise Fail(ErrorCode.INVALID_PARAMETERS, f"/target/headers/{name}: a secret in it is no line of visible ASCII.")
+    return filled
 
 
 def _content(body: JsonValue) -> tuple[bytes | None, dict[str, str]]:
