@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -214,6 +215,7 @@ async def test_the_environment_is_the_lists_and_the_runs_and_nothing_else(
     environment, cwd, files, leads = document.run.result["output"]
     environment.pop("LC_CTYPE", None)  # Python's own doing (PEP 538)
     deadline = environment.pop("RUNWIRE_DEADLINE")
+    assert re.fullmatch("[0-9a-f]{32}", environment.pop("RUNWIRE_MARK"))
     assert environment == {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "LANG": "C",

@@ -40,8 +40,8 @@ class Child:
     argv: Sequence[str]
     env: dict[str, str]
     """The whole environment."""
-    marks: frozenset[str]
-    """The variables in it that tell its processes from all others."""
+    mark: str
+    """The variable in it that tells its processes from all others, with its value."""
     cwd: str | None
     """None: an empty directory, which is removed afterwards."""
     prepare: Callable[[], None]
@@ -124,7 +124,7 @@ class Child:
         _kill_group(process.pid, signal.SIGKILL)
         _, pending = await asyncio.wait(readers, timeout=LINGER)
         if stopped or pending:
-            await asyncio.to_thread(_kill_marked, {mark.encode() for mark in self.marks})
+            await asyncio.to_thread(_kill_marked, self.mark.encode())
             _, pending = await asyncio.wait(readers, timeout=LINGER)
         for reader in pending:
             reader.cancel()
@@ -160,13 +160,13 @@ def _kill_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def _kill_marked(marks: set[bytes]) -> None:
-    """Kill every process that has these variables in its environment (Linux; elsewhere nothing is found)."""
+def _kill_marked(mark: bytes) -> None:
+    """Kill every process that has this variable in its environment (Linux; elsewhere nothing is found)."""
     for _ in range(ROUNDS):
         found = False
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-                if marks <= set((entry / "environ").read_bytes().split(b"\0")):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
                     os.kill(int(entry.name), signal.SIGKILL)
                     found = True
         if not found:

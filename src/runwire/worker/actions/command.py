@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from runwire.worker.actions.output import KEPT, Output
 BASE = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 """The environment of every command; it inherits nothing from the worker."""
 MB = 1 << 20
+MARK = "RUNWIRE_MARK"
+"""A variable that tells the processes of an attempt from all others; run ids may be the same in two installations."""
 LONGEST_REASON = 500
 """Characters of the last stderr line that an error quotes."""
 OUT_OF_MEMORY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
@@ -57,11 +60,11 @@ def command_action(programs: Mapping[str, Program]) -> Handler:
             argv = program.filled_in(params.arguments)
         except Unfit as unfit:
             raise Fail(ErrorCode.INVALID_PARAMETERS, str(unfit)) from None
-        ours = _variables(ctx)
+        mark = secrets.token_hex(16)
         child = Child(
             argv=argv,
-            env={**BASE, **program.env, **ours},
-            marks=frozenset(f"{name}={ours[name]}" for name in ("RUNWIRE_RUN_ID", "RUNWIRE_ATTEMPT")),
+            env={**BASE, **program.env, **_variables(ctx), MARK: mark},
+            mark=f"{MARK}={mark}",
             cwd=program.cwd,
             prepare=_preparation(die, program.limits),
             grace=program.grace,
