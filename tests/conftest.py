@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from runwire.app import App, Context
 from runwire.messaging import streams
@@ -46,7 +47,7 @@ def broker(base_settings: Settings) -> Iterator[Broker]:
 
 @pytest.fixture
 def settings(base_settings: Settings, broker: Broker) -> Settings:
-    return base_settings.model_copy(update={"nats_url": broker.url})
+    return base_settings.model_copy(update={"nats_url": broker.url, "bus_key": SecretStr(broker.bus_key)})
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ class Broker:
         self._prepared = embedded.prepare(settings)
         self.url = self._prepared.url
         self.bus_url = self._prepared.bus_url
+        self.bus_key = self._prepared.bus_key
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

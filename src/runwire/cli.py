@@ -79,6 +79,15 @@ def doctor(data_dir: DataOption = None) -> None:
         raise typer.Exit(1)
 
 
+@cli.command("bus-key")
+def bus_key() -> None:
+    """Make a key for the logins of bus clients: the secret half for adapters, the public half for the broker."""
+    from runwire.signing import Signer, new_seed  # noqa: PLC0415
+
+    seed = new_seed()
+    typer.echo(f"RUNWIRE_BUS_KEY={seed}\nRUNWIRE_BUS_ISSUER={Signer(seed).public_key}")
+
+
 cli.command()(audit)
 cli.command()(actions)
 

@@ -1,4 +1,4 @@
-"""The nats-server child: which binary, which configuration, which port, which passwords."""
+"""The nats-server child: which binary, which configuration, which port, which secrets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 from runwire.domain.errors import SetupError
 from runwire.settings import Settings
+from runwire.signing import Signer, new_seed
 
 HOST = "127.0.0.1"
 
@@ -30,7 +30,9 @@ class Embedded:
     url: str
     """For our own processes; holds the password of this start."""
     bus_url: str
-    """For services of chain 1764; its password stays the same from start to start."""
+    """For everybody else, who has an access token as user and password."""
+    bus_key: str
+    """What adapters sign logins with; the same from start to start."""
     log_path: Path
 
 
@@ -42,16 +44,16 @@ def prepare(settings: Settings) -> Embedded:
     except OSError as error:
         raise SetupError(f"cannot write {folder}: {error.strerror}") from None
     port = _port(settings)
-    password, bus_password = secrets.token_urlsafe(24), _bus_password(settings) or secrets.token_urlsafe(24)
+    password, bus_key = secrets.token_urlsafe(24), _bus_key(settings, folder)
     log_path = folder / "nats-server.log"
     values = {
         "RUNWIRE_NATS_LISTEN": f"{HOST}:{port}",
         "RUNWIRE_NATS_STORE": str(folder.resolve()),
         "RUNWIRE_NATS_SYNC": settings.nats_sync,
         "RUNWIRE_NATS_PASSWORD": password,
-        "RUNWIRE_BUS_PASSWORD": bus_password,
+        "RUNWIRE_BUS_ISSUER": Signer(bus_key).public_key,
     }
-    bus_url = f"nats://bus:{bus_password}@{HOST}:{port}"
+    bus_url = f"nats://{HOST}:{port}"
     write_private(bus_url_path(settings), bus_url + "\n")
     return Embedded(
         argv=[
@@ -67,12 +69,13 @@ def prepare(settings: Settings) -> Embedded:
         env={**os.environ, **{name: f'"{value}"' for name, value in values.items()}},
         url=f"nats://runwire:{password}@{HOST}:{port}",
         bus_url=bus_url,
+        bus_key=bus_key,
         log_path=log_path,
     )
 
 
 def bus_url_path(settings: Settings) -> Path:
-    """Where the URL for services of chain 1764 is kept, user and password included."""
+    """Where the URL for clients of the bus is kept."""
     return settings.data_dir / "bus.url"
 
 
@@ -162,8 +165,11 @@ def _port(settings: Settings) -> int:
         return port
 
 
-def _bus_password(settings: Settings) -> str | None:
-    try:
-        return urlsplit(bus_url_path(settings).read_text()).password
-    except OSError:
-        return None
+def _bus_key(settings: Settings, folder: Path) -> str:
+    """The configured key, or the one that the first start has made. Raises SetupError."""
+    if settings.bus_key is not None:
+        return settings.bus_key.get_secret_value()
+    path = folder / "bus.key"
+    if not path.exists():
+        write_private(path, new_seed() + "\n")
+    return path.read_text().strip()

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     """The nats-server binary; None: the one that was installed with runwire."""
     nats_config: Path | None = None
     """The embedded broker's configuration; None: the nats.conf that comes with runwire."""
+    bus_key: SecretStr | None = None
+    """Key that adapters sign the logins of bus clients with, as ``runwire bus-key`` makes it; None: the embedded
+    broker's, or nobody is let onto the bus of a broker of one's own."""
     nats_replicas: Annotated[int, Field(ge=1, le=5)] = 1
     """Copies of every stream that is created: 1 on one node, 3 in a cluster."""
     store_bytes: Annotated[int, Field(ge=64 << 20)] = 8 << 30

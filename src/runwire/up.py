@@ -73,6 +73,8 @@ def _children(settings: Settings, broker: Embedded | None) -> list[Child]:
     }
     python = [sys.executable, "-m", "runwire"]
     own = [Child(name, [*python, name], env) for name in ("adapter", "worker")]
+    if broker is not None:
+        own[0].env = {**env, "RUNWIRE_BUS_KEY": broker.bus_key}
     if broker is None:
         return own
     return [Child("nats-server", broker.argv, broker.env, notifies=False), *own]
@@ -80,7 +82,9 @@ def _children(settings: Settings, broker: Embedded | None) -> list[Child]:
 
 def _as_environment(settings: Settings) -> dict[str, str]:
     """The settings that this process was given, as its children read them."""
-    plain = settings.model_dump(mode="json", exclude={"bootstrap_token", "token", "nats_url"}, exclude_none=True)
+    plain = settings.model_dump(
+        mode="json", exclude={"bootstrap_token", "token", "nats_url", "bus_key"}, exclude_none=True
+    )
     return {f"RUNWIRE_{name.upper()}": str(value) for name, value in plain.items()}
 
 
@@ -129,8 +133,7 @@ def _banner(settings: Settings, broker: Embedded | None, token: str | None, seco
         f"  token  {token or 'ID:SECRET (the first one is not kept here; use one of yours)'}",
     ]
     if broker is not None:
-        address = broker.url.rpartition("@")[2]
-        lines.append(f"  bus    nats://{address}   user and password: {embedded.bus_url_path(settings)}")
+        lines.append(f"  bus    {broker.bus_url}   user and password: the token's ID and SECRET")
     lines += [
         f"  data   {settings.data_dir.resolve()}",
         "",

@@ -33,6 +33,7 @@ from runwire.http.services import Pressure, Services
 from runwire.messaging import deadletters, janitor, site, streams, subjects
 from runwire.messaging.audit import Refusals
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.callout import Callout
 from runwire.messaging.tokens import Uses
 from runwire.process import calm_garbage_collector, notify_ready
 from runwire.readmodel.audit import Trail
@@ -43,6 +44,7 @@ from runwire.readmodel.projector import Projector
 from runwire.readmodel.reader import Reader
 from runwire.readmodel.waiters import Waiters
 from runwire.settings import Settings, load
+from runwire.signing import Signer
 
 log = logging.getLogger("runwire.adapter")
 
@@ -190,6 +192,11 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         outstanding=Outstanding(bus, most) if most else None,
         links=Links(bus),
     )
+    if settings.bus_key is not None:
+        signer = Signer(settings.bus_key.get_secret_value())
+        callout = Callout(bus, signer, server_key=server_key, uses=uses, refusals=refusals)
+        await callout.start()
+        stack.push_async_callback(callout.stop)
     _watch_dead_letters(services)
     await bus.broker.start()
     for chore in (

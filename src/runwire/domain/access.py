@@ -30,6 +30,9 @@ from runwire.domain.task import Model, whole_seconds
 
 TOKEN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Ids made here are UUIDs; one that the operator presets may be any short name."""
+BUS_USER = re.compile(rf"({TOKEN_ID.pattern})(?:\.([1-9][0-9]{{0,18}}))?")
+"""How a client of the bus names its token; with the chain, if the token reaches several."""
+MARK_LENGTH = 16
 OPERATOR = "operator"
 """Who acts without a token: whoever holds the broker's password owns the installation."""
 LIFETIME = timedelta(days=90)
@@ -107,9 +110,44 @@ class AccessToken(Model):
         is_former = hmac.compare_digest(former, given) & (now < until)
         return (is_current | is_former) and self.is_valid(now)
 
+    def has_secret(self, mark: str, now: datetime) -> bool:
+        """Whether one of its secrets has this mark and opens the token now; for who has shown the secret before."""
+        current = self.digest.startswith(mark)
+        former = self.previous is not None and self.previous.digest.startswith(mark) and now < self.previous.until
+        return (current or former) and self.is_valid(now)
+
+    def end_of(self, given: str) -> datetime | None:
+        """When the secret with this digest stops to open the token, as things stand; None: never."""
+        ends = [self.expires] if self.expires else []
+        if self.previous is not None and given != self.digest:
+            ends.append(self.previous.until)
+        return min(ends, default=None)
+
+    def chain_of(self, named: int | None) -> int | None:
+        """The one chain that a client of the bus is let into: the one it names, or the token's only one.
+
+        None: it reaches several and the client names none, or it does not reach the one that is named.
+        """
+        if named is None:
+            return next(iter(self.levels)) if len(self.levels) == 1 else None
+        return named if named in self.levels else None
+
     def is_valid(self, now: datetime) -> bool:
         """Whether it opens anything at all."""
         return self.active and self.deleted is None and (self.expires is None or now < self.expires)
+
+
+NOBODY = AccessToken.model_validate(
+    {
+        "id": "",
+        "kind": "privileged",
+        "digest": hashlib.sha256().hexdigest(),
+        "levels": {},
+        "active": False,
+        "created": "2026-01-01T00:00:00Z",
+    }
+)
+"""Compared with when the id is unknown, so that a refusal takes as long as for a wrong secret."""
 
 
 class Principal(Model):
@@ -224,6 +262,17 @@ def digest(secret: str) -> str:
 def new_credential() -> tuple[str, str]:
     """A fresh (id, secret): a UUID and 256 random bits."""
     return str(uuid4()), secrets.token_urlsafe(32)
+
+
+def mark_of(given: str) -> str:
+    """What tells a token's secrets apart without opening anything: the beginning of the digest."""
+    return given[:MARK_LENGTH]
+
+
+def parse_bus_user(text: str) -> tuple[str, int | None] | None:
+    """What a client of the bus calls itself, ``ID`` or ``ID.CHAIN`` -> (id, chain); None when it is neither."""
+    found = BUS_USER.fullmatch(text)
+    return (found[1], int(found[2]) if found[2] else None) if found else None
 
 
 def parse_credential(text: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from starlette.requests import Request
 
-from runwire.domain.access import AccessToken, Principal, digest, parse_credential
+from runwire.domain.access import NOBODY, AccessToken, Principal, digest, parse_credential
 from runwire.domain.errors import Unauthenticated
 from runwire.messaging import tokens
 from runwire.messaging.broker import Bus
@@ -19,18 +19,6 @@ CACHE_SECONDS = 4.0
 CACHE_SIZE = 10_000
 NAMED_TOKEN = "runwire.token"  # noqa: S105 - a name
 """Where the ASGI scope has the :class:`AccessToken` that the call names, whether its secret was right or not."""
-
-_NOBODY = AccessToken.model_validate(
-    {
-        "id": "",
-        "kind": "privileged",
-        "digest": digest(""),
-        "levels": {},
-        "active": False,
-        "created": "2026-01-01T00:00:00Z",
-    }
-)
-"""Compared with when the id is unknown, so that the answer takes as long as for a wrong secret."""
 
 
 class Authenticator:
@@ -53,7 +41,7 @@ class Authenticator:
         known = await self._token(token_id)
         if known is not None:
             request.scope[NAMED_TOKEN] = known
-        token, given, now = known or _NOBODY, digest(secret), datetime.now(UTC)
+        token, given, now = known or NOBODY, digest(secret), datetime.now(UTC)
         if not token.honours(given, now):
             raise Unauthenticated(attempted=True)
         self._uses.saw(token.id, now)

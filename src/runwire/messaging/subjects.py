@@ -58,6 +58,15 @@ CONSUMER_CREATED = f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{COMMANDS}.*"
 ROLL_CALL = "tasks.wrk.call"
 """A request here is answered by every worker (core NATS, nothing is stored)."""
 
+LOGINS = "$SYS.REQ.USER.AUTH"
+"""Where the broker asks whether to let a client in."""
+CONNECTIONS, ALL_CONNECTIONS = "$SYS.REQ.SERVER.{}.CONNZ", "$SYS.REQ.SERVER.PING.CONNZ"
+"""Where one server, and where each of them tells its connections."""
+KICK = "$SYS.REQ.SERVER.{}.KICK"
+"""Where a server is told to close a connection."""
+ACCOUNTS = "$SYS.REQ.SERVER.PING.ACCOUNTZ"
+"""Where the servers tell which accounts they have."""
+
 TOKENS_BUCKET = "runwire-tokens"
 TOKENS_STREAM, ALL_TOKENS = f"KV_{TOKENS_BUCKET}", f"$KV.{TOKENS_BUCKET}.*"
 """Where the bucket keeps its entries: every version of every token, up to the bucket's history."""
@@ -160,6 +169,16 @@ def events_of_chain(chain: int, code: str = "*") -> str:
 def events_of_any_chain(task: int) -> str:
     """All events of the task with this id, whatever its chain."""
     return f"tasks.evt.*.{_id(task)}.*"
+
+
+def whole_chain(chain: int) -> str:
+    """All events of a chain, as its clients on the bus subscribe to them."""
+    return f"tasks.evt.{_id(chain)}.>"
+
+
+def inbox_of(token: str) -> str:
+    """Where a client of the bus may receive answers: subjects that begin with the id of its token."""
+    return f"_INBOX_{token}.>"
 
 
 def ended_runs_of(chain: int) -> list[str]:
