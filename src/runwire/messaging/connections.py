@@ -26,6 +26,9 @@ log = logging.getLogger("runwire.bus")
 PAGE = 1000
 """Connections a server tells of at once."""
 
+EVERYBODY, KICKED = "-", "kicked"
+"""What answers are about, where it is not an account's connections."""
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -61,11 +64,14 @@ class Connections:
 
     async def _ask(self, subject: str, account: str | None, offset: int) -> None:
         question = {"auth": True, "limit": PAGE, "offset": offset} | ({"acc": account} if account else {})
-        reply = f"{self._inbox}.{account or '-'}.{offset}"
+        reply = f"{self._inbox}.{account or EVERYBODY}.{offset}"
         await self._bus.nc.publish(subject, json.dumps(question).encode(), reply=reply)
 
     async def _hear(self, answer: Msg) -> None:
         if not answer.data:  # the broker's word that nobody listens: its configuration is not ours
+            return
+        account, offset = answer.subject.rsplit(".", 2)[1:]
+        if account == KICKED:
             return
         told = json.loads(answer.data)
         server, found = told["server"]["id"], told.get("data", {}).get("connections") or []
@@ -73,14 +79,15 @@ class Connections:
             if self._is_unwelcome(_connection(connection)):
                 await self._kick(server, connection)
         if len(found) == PAGE:
-            account, offset = answer.subject.rsplit(".", 2)[1:]
-            which = None if account == "-" else account
+            which = None if account == EVERYBODY else account
             await self._ask(subjects.CONNECTIONS.format(server), which, int(offset) + PAGE)
 
     async def _kick(self, server: str, connection: dict[str, Any]) -> None:
         name = connection.get("authorized_user")
         log.info("closing a connection of %s", name, extra={"action": "kicked"})
-        await self._bus.nc.publish(subjects.KICK.format(server), json.dumps({"cid": connection["cid"]}).encode())
+        order = json.dumps({"cid": connection["cid"]}).encode()
+        # A server does nothing when nobody wants to hear of it.
+        await self._bus.nc.publish(subjects.KICK.format(server), order, reply=f"{self._inbox}.{KICKED}.0")
 
 
 def _connection(told: dict[str, Any]) -> Connection:
