@@ -17,20 +17,27 @@ from typing import TypeVar
 from uuid import uuid4
 
 import httpx
+import nats
 import pytest
 import uvicorn
+from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from runwire import embedded
 from runwire.app import App
 from runwire.bootstrap.adapter import adapter_app, server_config
 from runwire.domain import lifecycle
+from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest, new_credential
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.task import Target
 from runwire.http.services import Pressure
-from runwire.messaging import codec, events, subjects
+from runwire.messaging import codec, events, site, subjects, tokens
+from runwire.messaging.audit import Refusals
 from runwire.messaging.broker import Bus
+from runwire.messaging.callout import Callout
+from runwire.messaging.tokens import Uses
 from runwire.settings import Settings
+from runwire.signing import Signer
 from runwire.worker.actions.builtin import builtin_actions
 from runwire.worker.consumer import Consumer
 from runwire.worker.executor import Executor
@@ -130,6 +137,55 @@ async def events_nearly_full(http: httpx.AsyncClient, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("runwire.bootstrap.adapter._pressure", nearly_full)
     await eventually(lambda: http.services.pressure.events == 0.9, what="the adapter has looked at the streams")
+
+
+async def grant(
+    bus: Bus,
+    chain: int = CHAIN,
+    level: AccessLevel = AccessLevel.OPERATOR,
+    *,
+    token_id: str | None = None,
+    also: dict[int, AccessLevel] | None = None,
+    **fields: object,
+) -> tuple[str, str]:
+    """(id, secret) of a new access token, made without an adapter."""
+    made, secret = new_credential()
+    levels = {chain: level, **(also or {})}
+    token = AccessToken(
+        id=token_id or made,
+        kind=TokenKind.ADMIN,
+        digest=digest(secret),
+        levels=levels,
+        created=lifecycle_now(),
+        **fields,
+    )
+    assert await tokens.create(bus, token)
+    return token.id, secret
+
+
+@asynccontextmanager
+async def answering_logins(bus: Bus, settings: Settings) -> AsyncIterator[Callout]:
+    """What an adapter does about the logins of bus clients."""
+    signer = Signer(settings.bus_key.get_secret_value())
+    key = await site.server_key(bus)
+    callout = Callout(bus, signer, server_key=key, uses=Uses(bus), refusals=Refusals(bus))
+    await callout.start()
+    try:
+        yield callout
+    finally:
+        await callout.stop()
+
+
+async def on_the_bus(
+    broker: Broker, token_id: str, secret: str, *, user: str | None = None, **options: object
+) -> Client:
+    """A client of the bus, as the documentation says how to connect."""
+    return await nats.connect(
+        broker.bus_url,
+        user=user or token_id,
+        password=secret,
+        **{"inbox_prefix": f"_INBOX_{token_id}", "reconnect_time_wait": 0.05, **options},
+    )
 
 
 @asynccontextmanager

@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
 
+from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig, StreamInfo
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
 from runwire.domain.errors import SetupError
 from runwire.embedded import with_running_broker
-from runwire.messaging import chains, streams, subjects
+from runwire.messaging import accounts, callout, chains, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.settings import Settings
 
 FULL = 0.8
 """Share of a stream's size from which on it is time to act."""
+BROKER_PATIENCE = 1.5
+"""Seconds after which a refused login was refused because nobody answered (nats-server waits for 2)."""
 ROLL_CALL_SECONDS = 0.5
 """How long workers may take to answer."""
 DECISIVE = (
@@ -71,6 +76,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
                 last_event = info.state.last_seq
             yield finding
         yield await _workers(bus)
+        yield await _bus_logins(bus)
         await bus.nc.close()
     yield _read_model(settings, last_event)
     yield await asyncio.to_thread(_adapter, settings)
@@ -115,6 +121,59 @@ async def _workers(bus: Bus) -> Finding:
     slots, used = sum(answer["slots"] for answer in answers), sum(answer["used"] for answer in answers)
     detail = f"{len(answers)} connected, {used} of {slots} slots in use, {queue.commands:,} runs queued or running"
     return Finding("workers", ok=True, detail=detail)
+
+
+async def _bus_logins(bus: Bus) -> Finding:
+    """Whether clients of the bus are let in: by trying it, as one that may do nothing."""
+    thing = "bus logins"
+    try:
+        there, (given, _) = await accounts.pool(bus), await accounts.taken(bus)
+        key = await site.server_key_seen(bus)
+    except (*UNAVAILABLE, JetStreamError) as error:
+        return Finding(thing, ok=False, detail=f"cannot be looked at: {error!r}")
+    if not there:
+        return Finding(
+            thing, ok=True, detail="off: the broker's configuration has no accounts for chains (docs/bus.md)"
+        )
+    lost = sorted(set(given.values()) - there)
+    if lost:
+        return Finding(thing, ok=False, detail=f"accounts of chains are not in nats.conf any more: {', '.join(lost)}")
+    began = time.monotonic()
+    refusal = await _refusal(bus, callout.probe_secret(key or b""))
+    took = time.monotonic() - began
+    if refusal is not None:
+        why = (
+            "no adapter answers: they need RUNWIRE_BUS_KEY (docs/bus.md)"
+            if took >= BROKER_PATIENCE
+            else "RUNWIRE_BUS_KEY and the broker's RUNWIRE_BUS_ISSUER are no pair (docs/bus.md)"
+        )
+        return Finding(thing, ok=False, detail=f"{refusal}; {why}")
+    free = len(there) - len(given)
+    detail = f"answered in {took * 1000:.0f} ms, {len(given)} of {len(there)} accounts have a chain"
+    return Finding(thing, ok=free > 0, detail=detail if free else f"{detail}; add some to nats.conf")
+
+
+async def _refusal(bus: Bus, secret: str) -> str | None:
+    """What the broker says to a client of the bus; None: it lets it in."""
+    client = Client()
+    try:
+        await client.connect(
+            bus.address.split(","),
+            user=callout.PROBE,
+            password=secret,
+            allow_reconnect=False,
+            connect_timeout=5,
+            error_cb=_say_nothing,
+        )
+    except (NatsError, OSError, TimeoutError) as error:
+        return str(error).removeprefix("nats: ").strip("'") or "no answer"
+    finally:
+        await client.close()
+    return None
+
+
+async def _say_nothing(_error: Exception) -> None:
+    """The caller hears of it."""
 
 
 async def _roll_call(bus: Bus) -> list[dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -291,7 +292,7 @@ async def test_rebuild_and_doctor_say_what_they_see(tmp_path: Path) -> None:
         assert [line.split("  ")[0] for line in lines] == [
             "broker", "stream COMMANDS", "stream EVENTS", "stream LOGS", "stream SCHEDULES",
             "stream DEADLETTERS", "stream KEYS", "stream AUDIT", "stream IDS",
-            "workers", "read model", "adapter",
+            "workers", "bus logins", "read model", "adapter",
         ]  # fmt: skip
         assert all(" OK " in line for line in lines)
         busy = run("rebuild", cwd=tmp_path)
@@ -309,9 +310,40 @@ async def test_rebuild_and_doctor_say_what_they_see(tmp_path: Path) -> None:
         assert (await service.http.get("/tasks/12345")).json() == before
 
 
+async def on_the_bus(folder: Path, token: str | None = None, **options) -> nats.aio.client.Client:
+    """A client of the running broker, with the first token or another."""
+    token_id, _, secret = (token or (folder / "data/token").read_text().strip()).partition(":")
+    url = (folder / "data/bus.url").read_text().strip()
+    return await nats.connect(url, user=token_id, password=secret, inbox_prefix=f"_INBOX_{token_id}", **options)
+
+
+async def test_the_first_token_of_a_new_chain_works_on_the_bus_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        made = run(
+            "token", "create", "--chain", "3", "--as-operator", "--json", cwd=tmp_path,
+            RUNWIRE_HTTP_PORT=service.env["RUNWIRE_HTTP_PORT"],
+        )  # fmt: skip
+        bus = await on_the_bus(tmp_path, json.loads(made.stdout)["token"])
+        ack = await bus.jetstream().publish("tasks.cmd.3.1.execute", b"{}")
+        assert ack.stream == "COMMANDS"
+        await bus.close()
+
+
+async def test_the_key_of_bus_logins_stays_and_is_the_owners(tmp_path: Path) -> None:
+    key = tmp_path / "data/nats/bus.key"
+    async with running(tmp_path) as service:
+        made = key.read_text()
+        assert key.stat().st_mode & 0o777 == 0o600
+        await service.up.stop()
+    async with running(tmp_path):
+        assert key.read_text() == made
+        bus = await on_the_bus(tmp_path)
+        await bus.close()
+
+
 async def test_a_service_on_the_bus_starts_a_run_and_sees_its_events(tmp_path: Path) -> None:
     async with running(tmp_path) as service:
-        bus = await nats.connect((tmp_path / "data/bus.url").read_text().strip())
+        bus = await on_the_bus(tmp_path)
         seen = []
 
         async def remember(message) -> None:
@@ -340,8 +372,7 @@ async def test_a_service_on_the_bus_can_do_nothing_else(tmp_path: Path) -> None:
         async def remember(error: Exception) -> None:
             errors.append(str(error))
 
-        url = (tmp_path / "data/bus.url").read_text().strip()
-        bus = await nats.connect(url, error_cb=remember)
+        bus = await on_the_bus(tmp_path, error_cb=remember)
         js = bus.jetstream(timeout=0.5)
         for subject in (
             "tasks.cmd.99.1.execute",

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-import nats
 import pytest
 from nats.aio.msg import Msg
 
@@ -23,7 +22,19 @@ from runwire.scheduler import forwarder, forwarding
 from runwire.scheduler.reconciler import Report, reconcile
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings
-from tests.support import CHAIN, Broker, connected, eventually, history, make_task, publish_command, worker
+from tests.support import (
+    CHAIN,
+    Broker,
+    answering_logins,
+    connected,
+    eventually,
+    grant,
+    history,
+    make_task,
+    on_the_bus,
+    publish_command,
+    worker,
+)
 
 
 def now() -> datetime:
@@ -619,7 +630,9 @@ async def test_a_client_of_the_bus_can_neither_set_nor_ring_alarms(
     async def complain(error: Exception) -> None:
         complaints.append(str(error))
 
-    client = await nats.connect(broker.bus_url, error_cb=complain, inbox_prefix="_INBOX")
+    token_id, secret = await grant(bus)
+    async with answering_logins(bus, settings):
+        client = await on_the_bus(broker, token_id, secret, error_cb=complain)
     schedule = {"Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": subjects.command(CHAIN + 1, 1)}
     for subject in (subjects.alarm(CHAIN, 1), subjects.due(CHAIN, 1)):
         await client.publish(subject, b"{}", headers=schedule)

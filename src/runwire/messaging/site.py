@@ -37,6 +37,15 @@ async def server_key(bus: Bus) -> bytes:
     return bytes((await bucket.get(SERVER_KEY)).value or b"")
 
 
+async def server_key_seen(bus: Bus) -> bytes | None:
+    """The same, as far as it has been made; None: it has not."""
+    bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
+    try:
+        return bytes((await bucket.get(SERVER_KEY)).value or b"")
+    except KeyNotFoundError:
+        return None
+
+
 async def first_start(bus: Bus, plan: FirstStart) -> FirstStart:
     """The one plan of the installation's first start: ``plan``, unless there has been one before."""
     bucket = await bus.bucket(subjects.SETTINGS_BUCKET)
