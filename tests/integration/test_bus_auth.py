@@ -93,7 +93,7 @@ async def other(bus: Bus, broker: Broker, callouts: Callout, services: Services)
 
 
 async def knock(broker: Broker, user: str | None = None, secret: str | None = None, **options: str) -> str:
-    """What the broker says to a login, PONG or REFUSED; asked by hand, since nats-py leaks connections that are refused."""
+    """What the broker says to a login, PONG or REFUSED; by hand: nats-py leaks refused connections."""
     host, port = broker.bus_url.removeprefix("nats://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -367,7 +367,7 @@ async def test_clients_of_a_chain_do_not_read_each_others_replies(
 
 
 async def test_a_wildcard_in_a_commands_subject_stays_in_the_chain(bus: Bus, client: Client) -> None:
-    """The permission covers it like any task's id; it is one message, of no task, and the chain's own worker gets it."""
+    """The permission covers it like any task's id; it is one message, and of no task."""
     subject = f"tasks.cmd.{CHAIN}.*.execute"
     await client.jetstream().publish(subject, b"{}")
     assert (await bus.js.stream_info(subjects.COMMANDS, subjects_filter=">")).state.subjects == {subject: 1}
