@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -57,6 +58,13 @@ async def bus(settings: Settings) -> AsyncIterator[Bus]:
     await streams.provision(bus, settings)
     yield bus
     await bus.nc.close()
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What a test leaves behind is collected at its end, not in the middle of another one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

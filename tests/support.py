@@ -49,6 +49,12 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 CHAIN = 1764
 
 
+def refused_reconnections(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """For tests in which a client's reconnection is refused at first: nats-py leaks each connection that is."""
+    ignoring = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return pytest.mark.usefixtures("collected")(ignoring(test))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -77,7 +77,7 @@ test("a worker that is stopped answers what it has begun", async () => {
 });
 
 async function startWorker(env = {}) {
-  const worker = start(process.execPath, ["worker.js"], { BUS_URL_FILE: join(folder, "bus.url"), ...env });
+  const worker = start(process.execPath, ["worker.js"], { RUNWIRE_DATA_DIR: folder, ...env });
   await worker.says("listening to ");
   return worker;
 }

@@ -16,13 +16,17 @@ const results = new Map(); // run id -> promise of its result; one that has to o
 
 class Refusal extends Error {} // the request is at fault: it would be again
 
-const url = new URL(readFileSync(process.env.BUS_URL_FILE ?? "../../data/bus.url", "utf8").trim());
+const data = process.env.RUNWIRE_DATA_DIR ?? "../../data";
+const read = (name) => readFileSync(`${data}/${name}`, "utf8").trim();
+const [user, pass] = (process.env.RUNWIRE_TOKEN ?? read("token")).split(":");
 const nc = await connect({
   name: "invoices",
-  servers: url.host,
-  user: decodeURIComponent(url.username),
-  pass: decodeURIComponent(url.password),
+  servers: read("bus.url"),
+  user,
+  pass,
+  inboxPrefix: `_INBOX_${user}`,
   maxReconnectAttempts: -1,
+  ignoreAuthErrorAbort: true, // logins fail while no adapter is up
 });
 
 // Several workers share the work: each request goes to one member of the queue group.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
 from collections.abc import AsyncIterator
@@ -36,6 +35,7 @@ from tests.support import (
     lifecycle_now,
     make_task,
     on_the_bus,
+    refused_reconnections,
 )
 
 REFUSED = "-ERR 'Authorization Violation'"
@@ -210,7 +210,7 @@ async def test_our_own_processes_do_not_need_it(settings: Settings, bus: Bus, br
     assert 1.5 < time.monotonic() - began < 3.5
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py leaks refused connections
+@refused_reconnections
 async def test_a_client_that_does_not_give_up_comes_back_with_the_adapters(
     bus: Bus, settings: Settings, broker: Broker
 ) -> None:
@@ -226,7 +226,6 @@ async def test_a_client_that_does_not_give_up_comes_back_with_the_adapters(
     async with answering_logins(bus, settings):
         await eventually(lambda: client.is_connected, what="the client is back")
     await client.close()
-    gc.collect()
 
 
 async def test_the_answer_survives_a_restart_of_the_broker(bus: Bus, broker: Broker, callouts: Callout) -> None:

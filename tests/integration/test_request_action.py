@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,8 +19,9 @@ from nats.aio.msg import Msg
 
 from runwire.app import App
 from runwire.domain.lifecycle import Document
-from runwire.messaging import cancellation, streams
+from runwire.messaging import cancellation
 from runwire.messaging.broker import Bus
+from runwire.messaging.callout import LONGEST_ANSWER
 from runwire.settings import Settings
 from runwire.worker.actions.builtin import builtin_actions
 from runwire.worker.actions.request import LONGEST_WAIT
@@ -29,19 +29,21 @@ from tests.support import (
     CHAIN,
     Broker,
     Runwire,
-    connected,
+    answering_logins,
     ended,
     eventually,
+    grant,
     history,
     make_task,
+    on_the_bus,
     publish_command,
     queue_is_empty,
+    refused_reconnections,
     worker,
 )
 
 RENDER = "services.1764.invoices.render"
 OTHER = 2001
-CONF = Path(__file__).parents[2] / "nats.conf"
 AGAIN = {"attempts": 5, "backoff": 0}
 
 Answer = Callable[[Msg], Awaitable[None]]
@@ -66,13 +68,14 @@ class Member:
 
 
 @asynccontextmanager
-async def member(url: str) -> AsyncIterator[Member]:
+async def member(bus: Bus, broker: Broker, chain: int = CHAIN) -> AsyncIterator[Member]:
+    """Logins have to be answered."""
     found = Member()
 
     async def note(error: Exception) -> None:
         found.refused.append(str(error))
 
-    found.nc = await nats.connect(url, error_cb=note, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
+    found.nc = await on_the_bus(broker, *await grant(bus, chain), error_cb=note, max_reconnect_attempts=-1)
     try:
         yield found
     finally:
@@ -80,8 +83,8 @@ async def member(url: str) -> AsyncIterator[Member]:
 
 
 @pytest.fixture
-async def service(broker: Broker) -> AsyncIterator[Member]:
-    async with member(broker.bus_url) as found:
+async def service(bus: Bus, broker: Broker, settings: Settings) -> AsyncIterator[Member]:
+    async with answering_logins(bus, settings), member(bus, broker) as found:
         yield found
 
 
@@ -231,6 +234,7 @@ async def test_a_cancel_ends_the_wait(bus: Bus, app: App, settings: Settings, se
         assert (await ended(bus, "r2")).run.result == {"mine": True}, "a late reply reaches no other run"
 
 
+@refused_reconnections
 async def test_a_request_whose_connection_breaks_is_made_again(
     bus: Bus, app: App, settings: Settings, broker: Broker, service: Member
 ) -> None:
@@ -269,7 +273,7 @@ async def test_a_message_reaches_all_services_that_listen(
     bus: Bus, app: App, settings: Settings, broker: Broker, service: Member
 ) -> None:
     await service.hear("messages.1764.>")
-    async with member(broker.bus_url) as second:
+    async with member(bus, broker) as second:
         await second.hear("messages.1764.invoices.*")
         document = await run(bus, app, settings, "publish", subject="invoices.changed", payload={"invoice": 17})
         assert document.run.result == {"subject": "messages.1764.invoices.changed"}
@@ -284,6 +288,7 @@ async def test_a_message_that_nobody_listens_to_is_sent_all_the_same(bus: Bus, a
     assert document.run.error is None
 
 
+@refused_reconnections
 async def test_a_message_without_a_broker_is_not_kept_for_later(
     bus: Bus, app: App, settings: Settings, broker: Broker, service: Member
 ) -> None:
@@ -310,80 +315,51 @@ async def test_a_message_without_a_broker_is_not_kept_for_later(
 # --- what other chains see ---------------------------------------------------------------------------------------
 
 
-def with_chain(conf: str, chain: int) -> str:
-    """nats.conf with one more chain, made like the one that is in it; its user is `bus<chain>`."""
-
-    def another(text: str) -> str:
-        return text.replace("1764", str(chain)).replace("user: bus", f"user: bus{chain}")
-
-    account = re.search(r"^  C1764 \{\n.*?^  \}\n", conf, re.MULTILINE | re.DOTALL)[0]
-    ours, theirs = conf.split(account)
-    lines = [
-        line + another(line) if "1764" in line and "{" in line else line for line in ours.splitlines(keepends=True)
-    ]
-    return "".join(lines) + account + another(account) + theirs
-
-
-@pytest.fixture
-def two_chains(base_settings: Settings, tmp_path: Path) -> Settings:
-    conf = tmp_path / "nats.conf"
-    conf.write_text(with_chain(CONF.read_text(), OTHER))
-    return base_settings.model_copy(update={"nats_config": conf})
-
-
-async def test_another_chain_sees_nothing_and_can_answer_nothing(two_chains: Settings, app: App) -> None:
-    broker = Broker(two_chains)
-    broker.start()
-    settings = two_chains.model_copy(update={"nats_url": broker.url})
-    stranger_url = broker.bus_url.replace("//bus:", f"//bus{OTHER}:")
-    bus = await connected(settings)
-    await streams.provision(bus, settings)
+async def test_another_chain_sees_nothing_and_can_answer_nothing(
+    bus: Bus, broker: Broker, app: App, settings: Settings, service: Member
+) -> None:
     seen: list[Msg] = []
 
     async def see(message: Msg) -> None:
         seen.append(message)
 
-    try:
-        async with member(broker.bus_url) as service, member(stranger_url) as stranger:
-            for subject in ("services.>", "messages.>"):
-                await bus.nc.subscribe(subject, cb=see)
-            for kind in ("services", "messages"):
-                await stranger.hear(f"{kind}.{OTHER}.>")
-                for subject in (f"{kind}.{CHAIN}.>", f"{kind}.>", f"{kind}.*.invoices.render"):
-                    await stranger.hear(subject)
-            await stranger.hear("_R_.>")
-            await stranger.hear("_INBOX.>")
-            assert len(stranger.refused) == 7
+    async with member(bus, broker, OTHER) as stranger:
+        for subject in ("services.>", "messages.>"):
+            await bus.nc.subscribe(subject, cb=see)
+        for kind in ("services", "messages"):
+            await stranger.hear(f"{kind}.{OTHER}.>")
+            for subject in (f"{kind}.{CHAIN}.>", f"{kind}.>", f"{kind}.*.invoices.render"):
+                await stranger.hear(subject)
+        await stranger.hear("replies.>")
+        await stranger.hear("_INBOX.>")
+        assert len(stranger.refused) == 8
 
-            async def forge_then_answer(message: Msg) -> None:
-                stranger.refused.clear()
-                for subject in (message.reply, RENDER, f"services.{OTHER}.invoices.render", "messages.1764.x"):
-                    await stranger.nc.publish(subject, b'{"forged": true}')
-                await stranger.nc.flush()
-                await message.respond(b'{"forged": false}')
+        async def forge_then_answer(message: Msg) -> None:
+            stranger.refused.clear()
+            for subject in (message.reply, RENDER, f"services.{OTHER}.invoices.render", "messages.1764.x"):
+                await stranger.nc.publish(subject, b'{"forged": true}')
+            await stranger.nc.flush()
+            await message.respond(b'{"forged": false}')
 
-            await service.hear(RENDER, forge_then_answer)
-            await service.hear("messages.1764.>")
-            await make_task(bus, "publish", task=2, subject="invoices.changed")
-            await make_task(bus, "request", task=3, chain=OTHER, service="elsewhere")
-            async with worker(bus, app, settings):
-                await make_task(bus, "request", service="invoices.render")
-                await publish_command(bus, "r1")
-                assert (await ended(bus, "r1")).run.result == {"forged": False}
-                await publish_command(bus, "r2", task=2)
-                await ended(bus, "r2", task=2)
-                await bus.nc.publish(f"messages.{OTHER}.end", b"")
-                await eventually(lambda: stranger.heard)
-            assert [message.subject for message in stranger.heard] == [f"messages.{OTHER}.end"]
-            assert len(stranger.refused) == 4
-            await eventually(lambda: len(service.heard) == 2)
-            assert {message.subject for message in seen} <= {
-                RENDER, "messages.1764.invoices.changed", f"messages.{OTHER}.end",
-            }  # fmt: skip
-            assert all(b"forged" not in message.data for message in seen)
-    finally:
-        await bus.nc.close()
-        broker.kill()
+        await service.hear(RENDER, forge_then_answer)
+        await service.hear("messages.1764.>")
+        await make_task(bus, "publish", task=2, subject="invoices.changed")
+        await make_task(bus, "request", task=3, chain=OTHER, service="elsewhere")
+        async with worker(bus, app, settings):
+            await make_task(bus, "request", service="invoices.render")
+            await publish_command(bus, "r1")
+            assert (await ended(bus, "r1")).run.result == {"forged": False}
+            await publish_command(bus, "r2", task=2)
+            await ended(bus, "r2", task=2)
+            await bus.nc.publish(f"messages.{OTHER}.end", b"")
+            await eventually(lambda: stranger.heard)
+        assert [message.subject for message in stranger.heard] == [f"messages.{OTHER}.end"]
+        assert len(stranger.refused) == 4
+        await eventually(lambda: len(service.heard) == 2)
+        assert {message.subject for message in seen} <= {
+            RENDER, "messages.1764.invoices.changed", f"messages.{OTHER}.end",
+        }  # fmt: skip
+        assert all(b"forged" not in message.data for message in seen)
 
 
 async def test_a_service_can_only_answer_and_only_once(bus: Bus, app: App, settings: Settings, service: Member) -> None:
@@ -406,7 +382,4 @@ async def test_a_service_can_only_answer_and_only_once(bus: Bus, app: App, setti
 
 
 def test_a_service_may_take_as_long_as_a_task_to_answer() -> None:
-    conf = CONF.read_text()
-    for name in ("threshold", "expires"):
-        [hours] = re.findall(rf'\b{name}: "([0-9]+)h"', conf)
-        assert int(hours) * 3600 >= LONGEST_WAIT
+    assert LONGEST_ANSWER.total_seconds() >= LONGEST_WAIT

@@ -4,8 +4,11 @@ The broker asks here (auth callout, ADR-26) about everybody who is none of our o
 ours that says in which account the client is, what it may publish and subscribe to, and until when::
 
     user ID or ID.CHAIN, password SECRET  ->  the chain's account
-        publish     tasks.cmd.<chain>.*.execute     from the level operator on
         subscribe   tasks.evt.<chain>.>   _INBOX_<id>.>
+        from the level operator on:
+        publish     tasks.cmd.<chain>.*.execute
+        subscribe   services.<chain>.>   messages.<chain>.>   $SRV.>
+        and one reply to each request
 
 Every adapter answers; the broker picks one. A login costs a look into memory and a signature, a refusal less: only so
 many of them are answered, and the broker refuses the others by itself when its patience is over.
@@ -64,6 +67,10 @@ CATCH_UP = 1.5
 """Seconds a login waits for the tokens to be read: less than the broker waits for the answer."""
 MOST_SUBSCRIPTIONS = 1000
 """Of one connection."""
+LONGEST_ANSWER = timedelta(days=7)
+"""How long a service may take to answer: as long as a task may take."""
+SERVICE_QUERIES = "$SRV.>"
+"""Where NATS clients ask each other which services they are (ADR-32)."""
 LOOK = 0.2
 """Seconds between two looks at what is to be closed."""
 SECOND_LOOK = 3.0
@@ -279,11 +286,13 @@ def permissions(token: AccessToken, chain: int) -> dict[str, Any]:
 
     These alone keep it to its chain: the accounts of all chains see the same subjects of ours.
     """
-    may_execute = token.levels[chain] >= AccessLevel.OPERATOR
+    heard = [subjects.whole_chain(chain), subjects.inbox_of(token.id)]
+    if token.levels[chain] < AccessLevel.OPERATOR:
+        return {"pub": {"deny": [">"]}, "sub": {"allow": heard}}  # an empty list would allow everything
     return {
-        # An empty list would allow everything.
-        "pub": {"allow": [subjects.commands_of(chain)]} if may_execute else {"deny": [">"]},
-        "sub": {"allow": [subjects.whole_chain(chain), subjects.inbox_of(token.id)]},
+        "pub": {"allow": [subjects.commands_of(chain)]},
+        "sub": {"allow": [*heard, subjects.services_of(chain), subjects.messages_of(chain), SERVICE_QUERIES]},
+        "resp": {"max": 1, "ttl": int(LONGEST_ANSWER.total_seconds() * 1e9)},
     }
 
 

@@ -7,6 +7,7 @@ Core NATS: nothing is stored, and whoever is not there hears nothing. Services a
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -70,7 +71,7 @@ async def _inbox(bus: Bus, answer: asyncio.Future[Msg]) -> AsyncIterator[str]:
             answer.set_result(message)
 
     _check_connected(bus)
-    subject = bus.nc.new_inbox()
+    subject = subjects.reply(secrets.token_hex(16))
     subscription = await bus.nc.subscribe(subject, cb=hear)
     try:
         with bus.while_connected(answer):

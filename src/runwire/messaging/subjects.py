@@ -15,6 +15,7 @@
     tasks.ids                              IDS          the counter of task ids
     services.<chain>.<name>                -            requests to a service of the chain (core NATS)
     messages.<chain>.<name>                -            messages for the services of the chain (core NATS)
+    replies.<name>                         -            the reply to one request (core NATS)
 
 ``<chain>`` and ``<task>`` are positive integers; ``<name>``, which a task brings, is tokens of letters, digits, ``_``
 and ``-``, and stands behind the chain of that task. Nothing else a user wrote becomes a part of a subject. (nats-py
@@ -229,6 +230,21 @@ def service(chain: int, name: str) -> str:
 def message(chain: int, name: str) -> str:
     """Where messages for the services of the chain are published. Raises ValueError."""
     return f"messages.{_id(chain)}.{_name(name)}"
+
+
+def reply(name: str) -> str:
+    """Where one reply of a service is received; the name is unguessable."""
+    return f"replies.{name}"
+
+
+def services_of(chain: int) -> str:
+    """All requests to services of the chain."""
+    return f"services.{_id(chain)}.>"
+
+
+def messages_of(chain: int) -> str:
+    """All messages for services of the chain."""
+    return f"messages.{_id(chain)}.>"
 
 
 def key(name: str) -> str:
