@@ -32,6 +32,7 @@ const nc = await connect({
 // Several workers share the work: each request goes to one member of the queue group.
 const requests = nc.subscribe(SUBJECT, { queue: "invoices" });
 for (const signal of ["SIGTERM", "SIGINT"]) process.once(signal, stop);
+await nc.flush(); // the broker knows of it
 console.log(`listening to ${SUBJECT}`);
 
 const underway = new Set();

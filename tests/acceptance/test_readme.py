@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ async def test_its_action_works_as_it_stands(tmp_path: Path) -> None:
         found = (await service.http.get(task.headers["location"])).json()
     assert found["result"] == {"text": "Hello Ada"}
     assert [entry["message"] for entry in found["logs"]] == ["greeting Ada, attempt 1"]
+
+
+async def test_the_bus_example_works_as_it_stands(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        example = blocks("python", (ROOT / "docs" / "bus.md").read_text())[0]
+        done = subprocess.run(
+            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert done.stdout.startswith("PubAck(stream='COMMANDS', seq=1"), done.stderr
 
 
 def test_it_begins_with_the_two_commands() -> None:

@@ -23,6 +23,54 @@ def rotated(found: AccessToken, secret: str = "second", *, overlap: timedelta = 
     return access.rotate(found, secret, overlap=overlap, expires=NOW + access.LIFETIME, by="bob", now=NOW)
 
 
+@pytest.mark.parametrize(
+    ("user", "named"),
+    [
+        ("t", ("t", None)),
+        ("a-b_C.17", ("a-b_C", 17)),
+        ("", None),
+        ("t.", None),
+        (".17", None),
+        ("t.017", None),
+        ("t.0", None),
+        ("t.-1", None),
+        ("t.1.2", None),
+        ("t.*", None),
+        ("t.>", None),
+        ("t 17", None),
+        ("t.17\n", None),
+        ("t.\u0661", None),
+        ("t" * 65, None),
+    ],
+)
+def test_a_client_of_the_bus_names_its_token_and_maybe_a_chain(user: str, named: object) -> None:
+    assert access.parse_bus_user(user) == named
+
+
+def test_a_client_of_the_bus_is_let_into_one_chain() -> None:
+    one, two = token(levels={1: AccessLevel.VIEWER}), token(levels={1: AccessLevel.VIEWER, 2: AccessLevel.MANAGER})
+    assert [one.chain_of(named) for named in (None, 1, 2)] == [1, 1, None]
+    assert [two.chain_of(named) for named in (None, 1, 2, 3)] == [None, 1, 2, None]
+
+
+def test_a_secret_ends_with_its_overlap_or_with_the_token() -> None:
+    former, new = access.digest("first"), access.digest("second")
+    assert token().end_of(former) is None
+    found = rotated(token())
+    assert (found.end_of(former), found.end_of(new)) == (NOW + HOUR, NOW + access.LIFETIME)
+
+
+def test_a_mark_is_good_for_as_long_as_its_secret() -> None:
+    former, new = (access.mark_of(access.digest(secret)) for secret in ("first", "second"))
+    found = rotated(token())
+    assert found.has_secret(former, NOW)
+    assert found.has_secret(new, NOW)
+    assert not found.has_secret(former, NOW + HOUR)
+    assert not found.has_secret(access.mark_of(access.digest("third")), NOW)
+    assert not access.delete(found, by="ada", now=NOW).has_secret(new, NOW)
+    assert not found.has_secret(new, NOW + access.LIFETIME)
+
+
 def test_a_new_token_says_who_made_it_and_when() -> None:
     new = token(now=NOW + timedelta(milliseconds=700))
     assert (new.change, new.by, new.changed, new.created) == (TokenChange.CREATED, "ada", NOW, NOW)

@@ -63,7 +63,7 @@ class AuditView(BaseModel):
             "`.deactivated`, `.activated`, `.rotated`, `.deleted`; `call.refused`."
         ),
     ]
-    subject: Annotated[str, Field(description="What it was done to: a path of this API.")]
+    subject: Annotated[str, Field(description="What it was done to: a path of this API, or `bus`.")]
     detail: Annotated[dict[str, Any], Field(description="More about it; depends on the action.")]
 
 
