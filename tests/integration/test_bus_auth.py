@@ -85,7 +85,8 @@ async def client(bus: Bus, broker: Broker, callouts: Callout, services: Services
 async def other(bus: Bus, broker: Broker, callouts: Callout, services: Services) -> AsyncIterator[Client]:
     """Of chain OTHER, listening to everything that it may."""
     client = await on_the_bus(broker, *await grant(bus, OTHER, token_id="other"), error_cb=services.complain)
-    for subject in (subjects.whole_chain(OTHER), subjects.inbox_of("other")):
+    own = [subjects.whole_chain(OTHER), subjects.services_of(OTHER), subjects.messages_of(OTHER)]
+    for subject in (*own, subjects.inbox_of("other")):
         await client.subscribe(subject, cb=services.see)
     await client.flush()
     yield client
@@ -199,6 +200,17 @@ async def test_both_secrets_work_while_they_overlap(bus: Bus, broker: Broker, ca
         await (await on_the_bus(broker, token_id, secret)).close()
 
 
+async def test_every_token_is_known_however_many_there_are(
+    bus: Bus, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runwire.messaging.mirror.WINDOW", 10)
+    made = [await grant(bus) for _ in range(45)]
+    async with answering_logins(bus, settings):
+        made += [await grant(bus) for _ in range(25)]
+        for token in (made[0], made[44], made[-1]):
+            await (await on_the_bus(broker, *token)).close()
+
+
 async def test_our_own_processes_do_not_need_it(settings: Settings, bus: Bus, broker: Broker) -> None:
     """Nobody answers logins here."""
     another = await connected(settings)
@@ -268,6 +280,9 @@ async def test_a_viewer_sees_events_and_publishes_nothing(
     await viewer.subscribe(subjects.whole_chain(CHAIN), cb=services.see)
     await viewer.publish(subjects.command(CHAIN, 1), b"{}")
     await services.refuses(viewer, subjects.command(CHAIN, 1))
+    for subject in (subjects.services_of(CHAIN), subjects.messages_of(CHAIN)):
+        await viewer.subscribe(subject)
+        await services.refuses(viewer, subject, "subscription")
     await make_task(bus)
     await eventually(lambda: services.seen)
     assert (await bus.js.stream_info(subjects.COMMANDS)).state.messages == 0
@@ -297,6 +312,9 @@ async def test_a_viewer_sees_events_and_publishes_nothing(
         subjects.LOGINS,
         "_INBOX_other.x",
         subjects.ROLL_CALL,
+        subjects.service(CHAIN, "invoices"),
+        subjects.message(CHAIN, "invoices"),
+        subjects.reply("x"),
     ],
 )
 async def test_a_client_may_not_publish_to(client: Client, services: Services, subject: str) -> None:
@@ -307,7 +325,8 @@ async def test_a_client_may_not_publish_to(client: Client, services: Services, s
 @pytest.mark.parametrize(
     "subject",
     [">", "*.*.*.*.*", "tasks.>", "tasks.evt.>", f"tasks.evt.{OTHER}.>", "tasks.evt.*.1.done", "tasks.cmd.>",
-     "tasks.log.>", "_INBOX.>", "_INBOX_other.>", "$JS.>", "$SYS.>", "$KV.>", subjects.LOGINS],
+     "tasks.log.>", "_INBOX.>", "_INBOX_other.>", "$JS.>", "$SYS.>", "$KV.>", subjects.LOGINS,
+     "services.>", f"services.{OTHER}.>", "messages.>", f"messages.{OTHER}.x", "replies.>", "replies.*"],
 )  # fmt: skip
 async def test_a_client_may_not_subscribe_to(client: Client, services: Services, subject: str) -> None:
     await client.subscribe(subject, cb=services.see)
@@ -327,6 +346,9 @@ async def test_a_forged_reply_reaches_nobody(
         subjects.command(CHAIN, 99),
         subjects.alarm(OTHER, 5),
         "_INBOX_other.x",
+        subjects.service(OTHER, "invoices"),
+        subjects.message(OTHER, "invoices"),
+        subjects.reply("x"),
         f"$KV.{subjects.TOKENS_BUCKET}.other",
         f"$JS.API.STREAM.PURGE.{subjects.EVENTS}",
         "$SYS.REQ.SERVER.PING.CONNZ",
