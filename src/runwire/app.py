@@ -123,6 +123,12 @@ class Action:
     handler: Handler
     description: str = ""
     """For whoever looks for an action."""
+    function: Callable[[Any, Context], Any] | None = None
+    """What the user wrote, where each call has a process of its own; None: it has not, and ``handler`` is called."""
+    memory: int | None = None
+    """MB that such a process may take beyond what the loaded app has; None: any amount."""
+    concurrency: int | None = None
+    """Attempts that one worker carries out at once; None: as many as it has slots."""
 
 
 class App:
@@ -134,23 +140,41 @@ class App:
         self.datasets: dict[str, Dataset] = {}
         """By their names in lower case."""
 
-    def action(self, name: str, *, description: str | None = None) -> Callable[[Function], Function]:
+    def action(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        process: bool = False,
+        memory: int | None = None,
+        concurrency: int | None = None,
+    ) -> Callable[[Function], Function]:
         """Register ``async def f(params: SomePydanticModel, ctx: Context) -> dict``, or a plain ``def``, under a name.
 
         A plain function runs in a thread of its own, so it may block. The parameter model sees the fields of the
         task's target beside ``action``. What the function returns, a JSON object or None, becomes the run's result;
         what it raises makes the run an ERROR. ``description`` None: the first paragraph of the function's docstring.
-        Raises SetupError when the name is taken or is none, or the function has another form.
+
+        ``process``: each call runs in a process of its own, which is killed when its attempt is over; ``memory`` is the
+        MB it may take beyond what the loaded app has. ``concurrency``: as many attempts at once in one worker, further
+        runs stay READY. Raises SetupError when the name is taken or is none, the function has another form, or an
+        option makes no sense.
         """
 
         def register(handler: Function) -> Function:
             _check_name(name)
             if name in self.actions:
                 raise SetupError(f"action {name!r} is registered twice")
-            parameters = _parameters_of(name, handler)
-            is_coroutine = inspect.iscoroutinefunction(handler)
-            about = _first_paragraph(handler) if description is None else description
-            self.actions[name] = Action(name, parameters, handler if is_coroutine else in_thread(handler), about)
+            _check_options(name, process=process, memory=memory, concurrency=concurrency)
+            self.actions[name] = Action(
+                name,
+                _parameters_of(name, handler),
+                handler if inspect.iscoroutinefunction(handler) else in_thread(handler),
+                _first_paragraph(handler) if description is None else description,
+                function=handler if process else None,
+                memory=memory,
+                concurrency=concurrency,
+            )
             return handler
 
         return register
@@ -210,6 +234,14 @@ def _check_name(name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise SetupError(f"action {name!r}: a name is text without lone surrogates") from None
+
+
+def _check_options(name: str, *, process: bool, memory: int | None, concurrency: int | None) -> None:
+    for option, value in (("memory", memory), ("concurrency", concurrency)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise SetupError(f"action {name!r}: {option} must be a whole number from 1 on")
+    if memory is not None and not process:
+        raise SetupError(f"action {name!r}: memory needs process=True")
 
 
 def _first_paragraph(handler: Callable[..., Any]) -> str:

@@ -16,6 +16,8 @@ EXIT_SETUP = 78
 
 PR_SET_PDEATHSIG = 1
 """prctl(2), Linux: the signal this process gets when its parent dies."""
+PR_SET_CHILD_SUBREAPER = 36
+"""prctl(2), Linux: whether this process becomes the parent of its descendants whose own parent has ended."""
 
 
 GC_THRESHOLDS = (100_000, 50, 1000)
@@ -77,3 +79,18 @@ def die_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return arrange
+
+
+def outlive_parent() -> None:
+    """Take back what :func:`die_with_parent` arranged: this process notices by itself."""
+    _prctl(PR_SET_PDEATHSIG, 0)
+
+
+def adopt_orphans() -> None:
+    """From now on be the parent of every descendant whose own parent has ended (Linux; else nothing)."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, argument: int) -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)

@@ -15,9 +15,9 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from runwire import artifacts
-from runwire.app import Action, App, Context
+from runwire.app import Action, App, Context, Handler
 from runwire.domain import lifecycle
-from runwire.domain.errors import Fail, Retry
+from runwire.domain.errors import Fail, Retry, SetupError
 from runwire.domain.run import Done, ErrorCode, Failed, Outcome, Run, RunError
 from runwire.domain.task import LogLevel, Task
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -25,6 +25,7 @@ from runwire.messaging.events import STREAM_FULL
 from runwire.parameters import complaints
 from runwire.settings import Settings
 from runwire.worker.capture import captured
+from runwire.worker.processes import Processes, Raised
 from runwire.worker.redaction import Redact
 from runwire.worker.runlog import RunLog, storable
 from runwire.worker.vault import RunSecrets, Vault
@@ -77,8 +78,19 @@ class Actor:
         self._settings = settings
         self._clock = clock
         self._vault = vault
+        self._processes = _processes_for(app, settings)
         self._acting: set[asyncio.Task[object]] = set()
         self._handing_back = False
+
+    def start(self) -> None:
+        """Make ready what actions need. May be called twice."""
+        if self._processes is not None:
+            self._processes.start()
+
+    async def stop(self) -> None:
+        """Let go of it."""
+        if self._processes is not None:
+            await self._processes.stop()
 
     def knows(self, task: Task) -> bool:
         """Whether there is such an action here."""
@@ -127,7 +139,7 @@ class Actor:
         )
         try:
             async with asyncio.timeout(seconds) as limit:
-                result = await self._interruptible(action, parameters, context, hold, line_log)
+                result = await self._interruptible(self._handler(action, task), parameters, context, hold, line_log)
         except (HandedBack, TakenAway):
             raise
         except Fail as fail:
@@ -135,6 +147,9 @@ class Actor:
         except Retry as retry:
             code = _redacted_code(retry.code, redact)
             return _failed(code, redact(str(retry)), retryable=True, after=retry.after)
+        except Raised as raised:
+            line_log.note(LogLevel.DEBUG, raised.traceback)
+            return _failed(ErrorCode.HANDLER_ERROR, redact(str(raised)), retryable=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the action raises is its outcome
             if limit.expired() and seconds < task.timeout:
                 return Failed(lifecycle.beyond(task))
@@ -144,8 +159,15 @@ class Actor:
             return _failed(ErrorCode.HANDLER_ERROR, redact(f"{type(error).__name__}: {error}"), retryable=True)
         return await self._keep_result(run, result, secrets)
 
+    def _handler(self, action: Action, task: Task) -> Handler:
+        """What calls the action, here or in a process of its own, where the parameters are validated again."""
+        processes = self._processes
+        if action.function is None or processes is None:
+            return action.handler
+        return lambda _, context: processes.call(action, task.target.parameters, context)
+
     async def _interruptible(
-        self, action: Action, parameters: object, context: Context, hold: Hold, line_log: RunLog
+        self, handler: Handler, parameters: object, context: Context, hold: Hold, line_log: RunLog
     ) -> object:
         """Call the action. :meth:`hand_back` ends it with HandedBack, the loss of its hold with TakenAway.
 
@@ -160,7 +182,7 @@ class Actor:
         hold.action = task
         try:
             with captured(line_log):
-                return await action.handler(parameters, context)
+                return await handler(parameters, context)
         except asyncio.CancelledError as cancelled:
             context.stopped.set()
             if hold.is_taken_away:
@@ -213,6 +235,16 @@ class Actor:
             else:
                 return None
             await asyncio.sleep(0.5)
+
+
+def _processes_for(app: App, settings: Settings) -> Processes | None:
+    """Where actions with ``process=True`` are called; None: there are none. Raises SetupError."""
+    names = [action.name for action in app.actions.values() if action.function is not None]
+    if not names:
+        return None
+    if settings.app is None:
+        raise SetupError(f"action {names[0]!r} runs in processes, which load it by name: say --app MODULE:ATTRIBUTE")
+    return Processes(settings.app, largest_result=LARGEST_RESULT)
 
 
 def _failed(code: str, message: str, *, retryable: bool = False, after: float | None = None) -> Failed:

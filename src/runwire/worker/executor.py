@@ -116,12 +116,14 @@ class Executor:
 
     async def start(self) -> None:
         """Listen for runs that are ended from outside. Raises one of UNAVAILABLE; then it may be called again."""
+        self._actor.start()
         self._key = await site.server_key(self._bus)
         await self._watch.start()
 
     async def stop(self) -> None:
-        """Listen no longer."""
+        """Listen no longer, and let go of what actions needed."""
         await self._watch.stop()
+        await self._actor.stop()
 
     def hand_back(self) -> None:
         """Stop the actions that are running now; their runs go back to the broker, for another worker to begin."""

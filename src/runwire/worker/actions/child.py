@@ -25,6 +25,8 @@ CHUNK = 64 * 1024
 """Bytes read at once."""
 LINGER = 0.5
 """Seconds that others may still write to the output when the program itself has ended."""
+OUT_OF_MEMORY = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
+"""How programs end that get no more memory."""
 ROUNDS = 5
 """How often the processes that got away are looked for: they may be forking meanwhile."""
 
@@ -99,7 +101,7 @@ class Child:
             os.close(out_end)
             os.close(err_end)
         streams = ((out, output.stdout), (err, output.stderr))
-        return process, {asyncio.create_task(_read(pipe, stream)) for pipe, stream in streams}
+        return process, {asyncio.create_task(read(pipe, stream)) for pipe, stream in streams}
 
     async def _wait(self, process: Process, stop: asyncio.Event) -> None:
         """Until it has ended, by itself or because it was told to."""
@@ -143,8 +145,16 @@ def limited(limits: Iterable[tuple[int, int]]) -> list[tuple[int, tuple[int, int
     return found
 
 
-async def _read(pipe: int, stream: Stream) -> None:
-    """Until nobody holds the other end any more."""
+def signal_name(number: int) -> str:
+    """``SIGKILL``, or ``signal 40`` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+async def read(pipe: int, stream: Stream) -> None:
+    """Feed the stream until nobody holds the other end of the pipe any more, and close this one."""
     reader = asyncio.StreamReader(limit=CHUNK)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(pipe, "rb", 0))

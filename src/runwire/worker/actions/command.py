@@ -21,7 +21,7 @@ from runwire.app import Context, Handler
 from runwire.domain.errors import Fail, Retry
 from runwire.domain.run import ErrorCode
 from runwire.process import die_with_parent
-from runwire.worker.actions.child import Child, NotStarted, limited
+from runwire.worker.actions.child import OUT_OF_MEMORY, Child, NotStarted, limited, signal_name
 from runwire.worker.actions.commands_file import Limits, Program, Unfit
 from runwire.worker.actions.output import KEPT, Output
 
@@ -32,8 +32,6 @@ MARK = "RUNWIRE_MARK"
 """A variable that tells the processes of an attempt from all others; run ids may be the same in two installations."""
 LONGEST_REASON = 500
 """Characters of the last stderr line that an error quotes."""
-OUT_OF_MEMORY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
-"""How programs end that get no more memory."""
 
 
 class RunCommand(BaseModel):
@@ -129,10 +127,7 @@ def _check(status: int, program: Program, output: Output) -> None:
 
 def _killer(number: int, limits: Limits) -> str:
     """The signal, and the limit that may be behind it."""
-    try:
-        name = signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
+    name = signal_name(number)
     if number == signal.SIGXCPU and limits.cpu:
         return f"{name}: it may use {limits.cpu} s of CPU"
     if number == signal.SIGXFSZ and limits.file_size:
