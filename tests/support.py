@@ -336,6 +336,13 @@ def child_pids(parent: int) -> list[int]:
     return found
 
 
+async def pid_left(folder: Path, name: str) -> int:
+    """The process id that a process leaves in a file, as soon as it is there."""
+    path = folder / name
+    await eventually(lambda: path.exists() and path.read_text(), what=f"{name} is there")
+    return int(path.read_text())
+
+
 def command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

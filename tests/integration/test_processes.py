@@ -19,7 +19,7 @@ from runwire.domain.errors import Fail, Retry
 from runwire.domain.task import LogLevel
 from runwire.worker.processes import Processes, Raised
 from tests.integration.process_actions import REFERENCE, app
-from tests.support import child_pids, command_line, eventually, is_alive
+from tests.support import child_pids, command_line, eventually, is_alive, pid_left
 
 LARGEST = 1 << 20
 DEADLINE = datetime(2026, 5, 26, 14, 35, tzinfo=UTC)
@@ -189,7 +189,7 @@ async def test_a_call_that_is_cancelled_ends_with_everything_it_started(
     call: Caller, tmp_path: Path, action: str, names: list[str]
 ) -> None:
     running = asyncio.create_task(call(action, folder=str(tmp_path)))
-    pids = [await pid_of(tmp_path, name) for name in names]
+    pids = [await pid_left(tmp_path, name) for name in names]
     assert all(map(is_alive, pids))
     began = time.monotonic()
     running.cancel()
@@ -198,12 +198,6 @@ async def test_a_call_that_is_cancelled_ends_with_everything_it_started(
     assert not is_alive(pids[0])
     await eventually(lambda: not any(map(is_alive, pids)), within=1)
     assert time.monotonic() - began < 1
-
-
-async def pid_of(folder: Path, name: str) -> int:
-    path = folder / name
-    await eventually(lambda: path.exists() and path.read_text(), what=f"{name} is there")
-    return int(path.read_text())
 
 
 async def test_a_call_that_is_cancelled_before_it_runs_never_does(call: Caller, tmp_path: Path) -> None:
@@ -218,13 +212,13 @@ async def test_a_call_that_is_cancelled_before_it_runs_never_does(call: Caller, 
 
 async def test_what_a_function_leaves_behind_is_killed(call: Caller, tmp_path: Path) -> None:
     await call("leave", folder=str(tmp_path))
-    pids = [await pid_of(tmp_path, name) for name in ("child", "escaped")]
+    pids = [await pid_left(tmp_path, name) for name in ("child", "escaped")]
     await eventually(lambda: not any(map(is_alive, pids)), within=1)
 
 
 async def test_the_end_of_one_call_takes_nothing_from_another(call: Caller, tmp_path: Path) -> None:
     running = asyncio.create_task(call("family", folder=str(tmp_path)))
-    pids = [await pid_of(tmp_path, name) for name in ("parent", "child", "escaped", "bare")]
+    pids = [await pid_left(tmp_path, name) for name in ("parent", "child", "escaped", "bare")]
     with pytest.raises(Retry):
         await call("crash", how="kill")
     assert await call("nothing") is None
@@ -244,7 +238,7 @@ def zygote() -> int:
 
 async def test_a_zygote_that_was_killed_takes_its_calls_along_and_is_replaced(call: Caller, tmp_path: Path) -> None:
     running = asyncio.create_task(call("endless", folder=str(tmp_path)))
-    pid = await pid_of(tmp_path, "endless")
+    pid = await pid_left(tmp_path, "endless")
     os.kill(zygote(), signal.SIGKILL)
     with pytest.raises(Retry, match="the one that it was forked from has ended") as raised:
         await running
@@ -256,7 +250,7 @@ async def test_a_zygote_that_was_killed_takes_its_calls_along_and_is_replaced(ca
 async def test_stopping_ends_all_of_it(tmp_path: Path) -> None:
     async with processes_of(REFERENCE) as processes:
         running = asyncio.create_task(Caller(processes)("family", folder=str(tmp_path)))
-        pids = [await pid_of(tmp_path, name) for name in ("parent", "child", "escaped", "bare")]
+        pids = [await pid_left(tmp_path, name) for name in ("parent", "child", "escaped", "bare")]
         pids.append(zygote())
     assert not any(map(is_alive, pids))
     with pytest.raises(Retry):

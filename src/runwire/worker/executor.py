@@ -27,6 +27,7 @@ from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import Head
 from runwire.settings import Settings
 from runwire.worker.acting import Actor, HandedBack, Hold, TakenAway
+from runwire.worker.places import Places
 from runwire.worker.runlog import RunLog
 from runwire.worker.vault import Vault
 from runwire.worker.watch import Watch
@@ -109,6 +110,7 @@ class Executor:
         self._bus = bus
         self._actor = Actor(bus, app, settings, vault or Vault(settings.secrets), clock=clock)
         self._watch = Watch(bus, interval=settings.ack_wait / 3)
+        self._places = Places({a.name: a.concurrency for a in app.actions.values() if a.concurrency is not None})
         self._settings = settings
         self._clock = clock
         self._hints: OrderedDict[tuple[int, int], Head] = OrderedDict()
@@ -160,7 +162,7 @@ class Executor:
                 case lifecycle.Begin() if head:
                     if self._must_wait_for_action(head, command):
                         return await self._wait_for_action(head, command)
-                    disposition = await self._attempt(head, command)
+                    disposition = await self._attempt_in_place(head, command)
                     if disposition is not None:
                         return disposition
         return Later(1.0)
@@ -211,6 +213,11 @@ class Executor:
             line.note(LogLevel.WARNING, f"waiting up to {wait:g} s for a worker that knows the action {action!r}")
             await line.flush()
         return Later(WAIT_FOR_ACTION)
+
+    async def _attempt_in_place(self, head: Head, command: Command) -> Disposition | None:
+        """As :meth:`_attempt`, where the action has a place for it; else the run stays as it is."""
+        with self._places.place(head.document.task_in_force.target.action, command.sequence) as delay:
+            return await self._attempt(head, command) if delay is None else Later(delay)
 
     async def _attempt(self, head: Head, command: Command) -> Disposition | None:
         """Append INPROGRESS and carry the run out; None when somebody else was first."""
