@@ -29,7 +29,7 @@ from runwire.bootstrap.adapter import adapter_app, server_config
 from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest, new_credential
 from runwire.domain.lifecycle import Definition, Document
-from runwire.domain.task import Target
+from runwire.domain.task import LogEntry, Target
 from runwire.http.services import Pressure
 from runwire.messaging import codec, events, site, subjects, tokens
 from runwire.messaging.audit import Refusals
@@ -260,6 +260,12 @@ async def ended(bus: Bus, run: str, *, task: int = 1, chain: int = CHAIN, within
         return None
 
     return await eventually(look, within=within, what=f"run {run} ended")
+
+
+async def log_of(bus: Bus) -> list[LogEntry]:
+    """Every line that LOGS holds, in order."""
+    last = (await bus.js.stream_info("LOGS")).state.last_seq
+    return [codec.decode_log((await bus.js.get_msg("LOGS", number)).data) for number in range(1, last + 1)]
 
 
 async def queue_is_empty(bus: Bus) -> bool:

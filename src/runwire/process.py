@@ -11,6 +11,8 @@ import socket
 import sys
 from collections.abc import Callable
 
+from runwire.domain.task import LogLevel
+
 EXIT_SETUP = 78
 """Exit status of a process that cannot run as configured (EX_CONFIG of sysexits.h): starting it again is no use."""
 
@@ -37,6 +39,15 @@ def set_up_logging(name: str, level: str) -> None:
     handler.setFormatter(_Lines(name))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("runwire").setLevel(level.upper())
+
+
+def level_of(number: int) -> LogLevel:
+    """What a level of Python's logging is in the log of a run."""
+    if number < logging.INFO:
+        return LogLevel.DEBUG
+    if number < logging.WARNING:
+        return LogLevel.INFO
+    return LogLevel.WARNING if number < logging.ERROR else LogLevel.ERROR
 
 
 class _Lines(logging.Formatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import resource
 import signal
@@ -77,7 +78,30 @@ def talk(params: Anything, ctx: runwire.Context) -> None:
     print("complained", file=sys.stderr)
     threading.Thread(target=ctx.log, args=("from a thread",)).start()
     subprocess.run(["/bin/echo", "from a program"], check=True)
+    logging.getLogger("library").info("recorded %d", 1)
+    logging.getLogger("library").debug("not recorded")
     print("no line end", end="")
+
+
+@app.action("report", process=True)
+def report(params: Anything, ctx: runwire.Context) -> None:
+    for number in range(10_001):
+        ctx.progress(number / 10_000, f"row {number}")
+
+
+@app.action("held_back", process=True)
+def held_back(params: Place, ctx: runwire.Context) -> None:
+    ctx.progress(0.25, "begun")
+    ctx.progress(0.5, "half")
+    params.wait_for("seen")
+
+
+@app.action("secrets", process=True)
+def secrets(params: Anything, ctx: runwire.Context) -> Anything:
+    value = getattr(ctx, params["method"])(params["name"])
+    print("x" * 7990, value)
+    ctx.log(f"it is {value}")
+    return {"length": len(value), "value": value}
 
 
 @app.action("large", process=True)

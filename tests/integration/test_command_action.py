@@ -16,8 +16,7 @@ import pytest
 
 from runwire.app import App
 from runwire.domain.lifecycle import Change, Document
-from runwire.domain.task import LogEntry, LogLevel
-from runwire.messaging import codec
+from runwire.domain.task import LogLevel
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from tests.support import (
@@ -29,6 +28,7 @@ from tests.support import (
     eventually,
     history,
     is_alive,
+    log_of,
     make_task,
     publish_command,
     worker,
@@ -172,11 +172,6 @@ async def run(bus: Bus, app: App, settings: Settings, name: str, **fields: Any) 
     async with worker(bus, app, settings):
         await publish_command(bus, "r1")
         return await ended(bus, "r1", within=50)
-
-
-async def log_of(bus: Bus) -> list[LogEntry]:
-    last = (await bus.js.stream_info("LOGS")).state.last_seq
-    return [codec.decode_log((await bus.js.get_msg("LOGS", number)).data) for number in range(1, last + 1)]
 
 
 async def test_a_command_that_succeeds(bus: Bus, app: App, settings: Settings, commands: Commands) -> None:

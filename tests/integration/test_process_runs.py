@@ -28,6 +28,7 @@ from tests.support import (
     eventually,
     history,
     is_alive,
+    log_of,
     make_task,
     pid_left,
     publish_command,
@@ -78,6 +79,47 @@ async def test_runs_end_as_their_functions_do_and_the_worker_goes_on(bus: Bus, a
     assert document.run.result["context"][0] == "r12"
 
 
+async def test_what_a_function_prints_and_logs_is_in_the_log_of_its_run(bus: Bus, app: App, settings: Settings) -> None:
+    await make_task(bus, "talk")
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r")
+        await ended(bus, "r")
+    assert sorted((line.level, line.message) for line in await log_of(bus)) == [
+        ("info", "from a program"),
+        ("info", "from a thread"),
+        ("info", "no line end"),
+        ("info", "printed"),
+        ("info", "recorded 1"),
+        ("warning", "complained"),
+        ("warning", "logged"),
+    ]
+
+
+async def test_output_without_end_is_cut_in_the_log(bus: Bus, app: App, settings: Settings) -> None:
+    await make_task(bus, "flood", megabytes=20)
+    async with worker(bus, app, settings):
+        await publish_command(bus, "r")
+        await ended(bus, "r", within=30)
+    lines = [line.message for line in await log_of(bus)]
+    assert lines.count("0123456789abcde") == 1000
+    assert lines.count("much") == 2000
+    assert lines[-1].startswith(f"{20 * 65536 - 1000 + 8000:,} further lines were dropped")
+
+
+async def test_secrets_are_hidden_in_what_a_process_shows(
+    bus: Bus, app: App, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("correct-horse")
+    await make_task(bus, "secrets", method="secret", name="key")
+    async with worker(bus, app, settings.model_copy(update={"secrets": tmp_path})):
+        await publish_command(bus, "r")
+        document = await ended(bus, "r")
+    assert document.run.result == {"length": 13, "value": "***"}
+    lines = [line.message for line in await log_of(bus)]
+    assert "it is ***" in lines
+    assert not [line for line in lines if "corr" in line], "nor at the place where a line is cut"
+
+
 async def test_a_process_that_was_killed_is_tried_again(bus: Bus, app: App, settings: Settings) -> None:
     await make_task(bus, "crash", how="kill", retry=RetryPolicy(attempts=3, backoff=0, on=["killed"]))
     async with worker(bus, app, settings):
@@ -89,7 +131,10 @@ async def test_a_timeout_ends_a_function_that_never_returns(
     bus: Bus, app: App, settings: Settings, tmp_path: Path
 ) -> None:
     await make_task(bus, "endless", timeout=1, folder=str(tmp_path))
+    await make_task(bus, "nothing", task=2)
     async with worker(bus, app, settings):
+        await publish_command(bus, "r2", task=2)
+        await ended(bus, "r2", task=2)  # the app is loaded
         await publish_command(bus, "r")
         pid = await pid_left(tmp_path, "endless")
         assert (await ended(bus, "r")).run.error.code == "timeout"

@@ -25,7 +25,7 @@ from runwire.messaging.events import STREAM_FULL
 from runwire.parameters import complaints
 from runwire.settings import Settings
 from runwire.worker.capture import captured
-from runwire.worker.processes import Processes, Raised
+from runwire.worker.processes import Captured, Processes, Raised
 from runwire.worker.redaction import Redact
 from runwire.worker.runlog import RunLog, storable
 from runwire.worker.vault import RunSecrets, Vault
@@ -139,7 +139,9 @@ class Actor:
         )
         try:
             async with asyncio.timeout(seconds) as limit:
-                result = await self._interruptible(self._handler(action, task), parameters, context, hold, line_log)
+                result = await self._interruptible(
+                    self._handler(action, task, line_log), parameters, context, hold, line_log
+                )
         except (HandedBack, TakenAway):
             raise
         except Fail as fail:
@@ -159,12 +161,13 @@ class Actor:
             return _failed(ErrorCode.HANDLER_ERROR, redact(f"{type(error).__name__}: {error}"), retryable=True)
         return await self._keep_result(run, result, secrets)
 
-    def _handler(self, action: Action, task: Task) -> Handler:
+    def _handler(self, action: Action, task: Task, line_log: RunLog) -> Handler:
         """What calls the action, here or in a process of its own, where the parameters are validated again."""
         processes = self._processes
         if action.function is None or processes is None:
             return action.handler
-        return lambda _, context: processes.call(action, task.target.parameters, context)
+        captured_there = Captured(line_log.stdout.feed_bytes, line_log.stderr.feed_bytes, line_log.capture)
+        return lambda _, context: processes.call(action, task.target.parameters, context, captured_there)
 
     async def _interruptible(
         self, handler: Handler, parameters: object, context: Context, hold: Hold, line_log: RunLog

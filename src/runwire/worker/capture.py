@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import Any, TextIO, cast
 
-from runwire.domain.task import LogLevel
+from runwire.process import level_of
 from runwire.worker.runlog import Printed, RunLog
 
 OWN_LOGGERS = ("runwire", "nats", "faststream", "asyncio")
@@ -82,7 +82,7 @@ class _Records(logging.Handler):
             log.drop(1)
             return
         try:
-            log.capture(_level(record.levelno), self.format(record))
+            log.capture(level_of(record.levelno), self.format(record))
         except Exception:  # noqa: BLE001 - a mistake in a log call is told of, and is no reason to fail
             self.handleError(record)
 
@@ -200,11 +200,3 @@ def _has_level_of_its_own(name: str) -> bool:
             return True
         logger = logger.parent
     return False
-
-
-def _level(number: int) -> LogLevel:
-    if number < logging.INFO:
-        return LogLevel.DEBUG
-    if number < logging.WARNING:
-        return LogLevel.INFO
-    return LogLevel.WARNING if number < logging.ERROR else LogLevel.ERROR

@@ -1,7 +1,7 @@
 """Actions in processes of their own, from the worker's side: has each call forked, listens to it, ends it.
 
-What a call prints goes into its run's log as a command's output does (:mod:`.actions.output`). A call that is
-cancelled ends when its process has been killed. The process that all calls are forked from (:mod:`.zygote`) is
+What a call prints and logs goes into its run's log as that of other actions does. A call that is cancelled ends when
+its process has been killed. The process that all calls are forked from (:mod:`.zygote`) is
 started once, and again whenever it is found to have ended.
 """
 
@@ -15,7 +15,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,10 @@ from pydantic_core import from_json
 from runwire.app import Action, Context
 from runwire.domain.errors import Fail, Retry
 from runwire.domain.run import ErrorCode
+from runwire.domain.task import LogLevel
 from runwire.process import die_with_parent
 from runwire.worker import zygote
 from runwire.worker.actions.child import OUT_OF_MEMORY, read, signal_name
-from runwire.worker.actions.output import Output
 
 log = logging.getLogger("runwire.worker")
 
@@ -52,6 +52,15 @@ class Raised(Exception):
         """``text`` has the name of the exception and its message."""
         super().__init__(text)
         self.traceback = traceback
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Takes what a call prints, and what it logs by Python's logging."""
+
+    stdout: Callable[[bytes], object]
+    stderr: Callable[[bytes], object]
+    record: Callable[[LogLevel, str], object]
 
 
 class Processes:
@@ -79,7 +88,9 @@ class Processes:
             await self._source.end()
             self._source = None
 
-    async def call(self, action: Action, parameters: dict[str, JsonValue], context: Context) -> object:
+    async def call(
+        self, action: Action, parameters: dict[str, JsonValue], context: Context, captured: Captured
+    ) -> object:
         """What the action's function returns. Raises Fail, Retry or Raised; a cancellation kills its process first."""
         source = self.start()
         await source.loaded()
@@ -97,7 +108,7 @@ class Processes:
             },
         }
         stop = asyncio.Event()
-        life = asyncio.create_task(Call(source, request, context, self._largest_result).live(stop))
+        life = asyncio.create_task(Call(source, request, context, captured, self._largest_result).live(stop))
         try:
             return await asyncio.shield(life)
         except asyncio.CancelledError:
@@ -112,10 +123,13 @@ class Processes:
 class Call:
     """One call of a function in a process."""
 
-    def __init__(self, source: Source, request: dict[str, Any], context: Context, largest_result: int) -> None:
+    def __init__(
+        self, source: Source, request: dict[str, Any], context: Context, captured: Captured, largest_result: int
+    ) -> None:
         self._source = source
         self._request = request
         self._context = context
+        self._captured = captured
         self._largest_result = largest_result
         self._is_cut_off = False
         """It was killed, since it had said all it could, and yet did not end."""
@@ -123,10 +137,9 @@ class Call:
     async def live(self, stop: asyncio.Event) -> object:
         """What the function returns. When this returns or raises, its process has ended; ``stop`` has it killed."""
         ends = await self._start()
-        output = Output(self._context.log)
         reading = {
-            asyncio.create_task(read(pipe, stream))
-            for pipe, stream in ((ends.out, output.stdout), (ends.err, output.stderr))
+            asyncio.create_task(read(pipe, feed))
+            for pipe, feed in ((ends.out, self._captured.stdout), (ends.err, self._captured.stderr))
         }
         life, lifeline = await asyncio.open_unix_connection(sock=ends.lifeline)
         said, channel = await asyncio.open_unix_connection(sock=ends.channel, limit=LONGEST_MESSAGE)
@@ -138,7 +151,6 @@ class Call:
         answer, end, *_ = await asyncio.gather(talking, ending, *reading, return_exceptions=True)
         for writer in (lifeline, channel):
             writer.close()
-        output.close()
         return self._outcome(answer, end)
 
     async def _start(self) -> Ends:
@@ -162,11 +174,25 @@ class Call:
                 match message:
                     case {"log": [level, text]}:
                         self._context.log(text, level)
+                    case {"record": [level, text]}:
+                        self._captured.record(LogLevel(level), text)
+                    case {"progress": [fraction, text]}:
+                        self._context.progress(fraction, text)
+                    case {"secret": [name, own]}:
+                        channel.write(json.dumps(self._secret(name, own)).encode() + b"\n")
                     case {"result": size}:
                         return await self._take(size, said)
                     case _:
                         return message
         return None
+
+    def _secret(self, name: str, own: bool) -> dict[str, Any]:
+        try:
+            return {"value": self._context.read_secret(name, own)}
+        except Fail as fail:
+            return {"fail": [fail.code, str(fail)]}
+        except Retry as retry:
+            return {"retry": [retry.code, str(retry), retry.after]}
 
     async def _take(self, size: int, said: asyncio.StreamReader) -> dict[str, Any]:
         if size > self._largest_result:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import SubprocessError
 
-from runwire.worker.actions.output import Output, Stream
+from runwire.worker.actions.output import Output
 
 CHUNK = 64 * 1024
 """Bytes read at once."""
@@ -101,7 +101,7 @@ class Child:
             os.close(out_end)
             os.close(err_end)
         streams = ((out, output.stdout), (err, output.stderr))
-        return process, {asyncio.create_task(read(pipe, stream)) for pipe, stream in streams}
+        return process, {asyncio.create_task(read(pipe, stream.feed)) for pipe, stream in streams}
 
     async def _wait(self, process: Process, stop: asyncio.Event) -> None:
         """Until it has ended, by itself or because it was told to."""
@@ -153,14 +153,14 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-async def read(pipe: int, stream: Stream) -> None:
-    """Feed the stream until nobody holds the other end of the pipe any more, and close this one."""
+async def read(pipe: int, feed: Callable[[bytes], object]) -> None:
+    """Hand over what comes until nobody holds the other end of the pipe any more, and close this one."""
     reader = asyncio.StreamReader(limit=CHUNK)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(pipe, "rb", 0))
     try:
         while chunk := await reader.read(CHUNK):
-            stream.feed(chunk)
+            feed(chunk)
     finally:
         transport.close()
 
