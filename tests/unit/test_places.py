@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from runwire.worker.places import FORGOTTEN, LONGEST, SHORTEST, Places
+from runwire.worker.places import LONGEST, OVERDUE, SHORTEST, Places
 
 
 def test_there_are_as_many_places_as_the_limit_says_and_each_is_given_back() -> None:
@@ -35,10 +35,10 @@ def test_actions_do_not_take_each_others_places() -> None:
 def test_those_that_wait_come_the_more_seldom_the_more_there_are() -> None:
     places = Places({"heavy": 1})
     with places.place("heavy", 0):
-        delays = [delay_of(places, command) for command in range(1, 1001)]
+        delays = [delay_of(places, command) for command in range(1, 3001)]
         again = [delay_of(places, 1) for _ in range(10)]
     assert delays[0] == SHORTEST
-    assert 1.5 <= delays[99] <= 2.5
+    assert 3 <= delays[99] <= 5
     assert delays[-1] == LONGEST
     assert set(again) == {LONGEST}, "one that comes again counts once"
 
@@ -49,7 +49,7 @@ def test_those_that_do_not_come_again_are_forgotten() -> None:
     with places.place("heavy", 0):
         for command in range(1, 1001):
             delay_of(places, command)
-        now = FORGOTTEN + 1
+        now = LONGEST + OVERDUE + 1
         assert delay_of(places, 1001) == SHORTEST
 
 

@@ -13,12 +13,13 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-LOOKS = 50.0
-"""How often a second those that wait for one action ask together, about, as far as the delays allow."""
-SHORTEST, LONGEST = 0.1, 5.0
+LOOKS = 25.0
+"""How often a second those that wait for one action ask together, about, as far as the delays allow. Far from 100: each
+NAK has nats-server (2.15) wait another 10 ms with all that it is to deliver again to the consumer."""
+SHORTEST, LONGEST = 0.1, 60.0
 """Seconds until a run that found no place comes again."""
-FORGOTTEN = 2 * LONGEST
-"""Seconds after which one that has not come again is thought to be elsewhere, or cancelled."""
+OVERDUE = 2.0
+"""Seconds after that, when one that has not come is thought to be elsewhere, or cancelled."""
 
 
 class Places:
@@ -30,7 +31,7 @@ class Places:
         self._clock = clock
         self._taken: Counter[str] = Counter()
         self._waiting: defaultdict[str, OrderedDict[int, float]] = defaultdict(OrderedDict)
-        """Action -> command -> when it was here last, in this order."""
+        """Action -> command -> when it has to come again; the one that was here last comes last."""
 
     @contextmanager
     def place(self, action: str, command: int) -> Iterator[float | None]:
@@ -51,9 +52,10 @@ class Places:
 
     def _delay(self, action: str, command: int) -> float:
         waiting, now = self._waiting[action], self._clock()
-        waiting[command] = now
-        waiting.move_to_end(command)
-        while now - next(iter(waiting.values())) > FORGOTTEN:
+        while waiting and next(iter(waiting.values())) + OVERDUE < now:
             waiting.popitem(last=False)
+        waiting.pop(command, None)
         jitter = random.uniform(0.75, 1.25)  # noqa: S311 - so that they do not come all at once
-        return min(max(SHORTEST, jitter * len(waiting) / LOOKS), LONGEST)
+        delay = min(max(SHORTEST, jitter * (len(waiting) + 1) / LOOKS), LONGEST)
+        waiting[command] = now + delay
+        return delay
