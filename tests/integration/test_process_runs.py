@@ -296,6 +296,23 @@ async def test_a_run_that_waits_for_a_place_can_be_cancelled(bus: Bus, settings:
     assert counted.begun == 1
 
 
+async def test_a_run_that_waits_for_a_place_waits_no_longer_than_its_deadline(
+    bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runwire.worker.places.SHORTEST", 30.0)
+    own = App()
+    counted = Counted(own, 1)
+    await make_task(bus, "counted", task=1)
+    await make_task(bus, "counted", task=2, deadline=0.5)
+    async with worker(bus, own, settings):
+        await publish_command(bus, "r1", task=1)
+        await eventually(lambda: counted.now == 1)
+        await publish_command(bus, "r2", task=2)
+        document = await ended(bus, "r2", task=2, within=5)
+        assert (document.run.error.code, document.run.attempt) == ("deadline_exceeded", 0)
+        counted.may_end.set()
+
+
 async def test_an_attempt_that_is_cancelled_gives_its_place_back(bus: Bus, settings: Settings) -> None:
     own = App()
     counted = Counted(own, 1)
@@ -314,12 +331,12 @@ async def test_an_attempt_that_is_cancelled_gives_its_place_back(bus: Bus, setti
 async def test_many_that_wait_all_get_their_turn(bus: Bus, settings: Settings) -> None:
     own = App()
     counted = Counted(own, 1, open_=True)
-    for task in range(1, 51):
+    for task in range(1, 21):
         await make_task(bus, "counted", task=task)
         await publish_command(bus, f"r{task}", task=task)
     async with worker(bus, own, settings):
         await eventually(lambda: queue_is_empty(bus))
-    assert (counted.most, counted.begun) == (1, 50)
+    assert (counted.most, counted.begun) == (1, 20)
 
 
 @pytest.mark.parametrize(

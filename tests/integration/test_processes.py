@@ -21,6 +21,20 @@ from runwire.worker.processes import Captured, Processes, Raised
 from tests.integration.process_actions import REFERENCE, app
 from tests.support import child_pids, command_line, eventually, is_alive, pid_left
 
+RESTLESS = """
+import logging, subprocess, sys, threading, time
+import runwire
+
+logging.basicConfig(stream=sys.stderr)
+threading.Thread(target=time.sleep, args=(60,), name="restless", daemon=True).start()
+helper = subprocess.Popen(["/bin/sleep", "60"]).pid
+app = runwire.App()
+
+@app.action("nothing", process=True)
+def nothing(params: dict, ctx: runwire.Context) -> dict:
+    logging.warning("told once")
+    return {"helper": helper}
+"""
 LARGEST = 1 << 20
 DEADLINE = datetime(2026, 5, 26, 14, 35, tzinfo=UTC)
 
@@ -312,6 +326,26 @@ async def test_an_app_that_cannot_be_loaded_is_told_by_each_call() -> None:
             with pytest.raises(Retry, match=r"could not be started: --app tests\.integration\.nowhere:app: M") as told:
                 await call("nothing")
             assert told.value.code == "not_started"
+
+
+async def test_what_the_app_starts_when_it_is_imported_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "restless.py").write_text(RESTLESS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    async with processes_of("restless:app") as processes:
+        call = Caller(processes)
+        action = Action("nothing", app.actions["nothing"].parameters, app.actions["nothing"].handler, function=print)
+        context = Context(run_id="r1", attempt=1, deadline=DEADLINE, task=7, chain=1764)
+        captured = Captured(call.print, call.print, call.write)
+        for _ in range(2):
+            helper = (await processes.call(action, {}, context, captured))["helper"]
+            assert is_alive(helper)
+    os.kill(helper, signal.SIGKILL)
+    assert call.lines == [("warning", "told once")] * 2
+    assert call.printed == 0
+    assert "threads that the app starts when it is imported (restless)" in caplog.text
 
 
 async def test_an_app_that_lacks_the_action_is_told(call: Caller) -> None:

@@ -27,7 +27,7 @@ from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import Head
 from runwire.settings import Settings
 from runwire.worker.acting import Actor, HandedBack, Hold, TakenAway
-from runwire.worker.places import Places
+from runwire.worker.places import SHORTEST, Places
 from runwire.worker.runlog import RunLog
 from runwire.worker.vault import Vault
 from runwire.worker.watch import Watch
@@ -216,8 +216,12 @@ class Executor:
 
     async def _attempt_in_place(self, head: Head, command: Command) -> Disposition | None:
         """As :meth:`_attempt`, where the action has a place for it; else the run stays as it is."""
-        with self._places.place(head.document.task_in_force.target.action, command.sequence) as delay:
-            return await self._attempt(head, command) if delay is None else Later(delay)
+        task = head.document.task_in_force
+        with self._places.place(task.target.action, command.sequence) as delay:
+            if delay is None:
+                return await self._attempt(head, command)
+        left = lifecycle.time_left(task, command.accepted, now=self._clock())
+        return Later(delay if left is None else min(delay, max(left, SHORTEST)))
 
     async def _attempt(self, head: Head, command: Command) -> Disposition | None:
         """Append INPROGRESS and carry the run out; None when somebody else was first."""

@@ -92,7 +92,10 @@ class Processes:
         self, action: Action, parameters: dict[str, JsonValue], context: Context, captured: Captured
     ) -> object:
         """What the action's function returns. Raises Fail, Retry or Raised; a cancellation kills its process first."""
-        source = self.start()
+        try:
+            source = self.start()
+        except OSError as error:
+            raise _not_started(error.strerror or str(error)) from None
         await source.loaded()
         request: dict[str, Any] = {
             "action": action.name,
@@ -268,7 +271,8 @@ class Source:
         """Start it, with the app that ``reference`` names. Needs a running event loop."""
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
-        with theirs:
+        with theirs, contextlib.ExitStack() as failed:
+            failed.callback(self._control.close)
             self._process = subprocess.Popen(  # noqa: S603 - ourselves
                 [sys.executable, "-m", zygote.__name__, reference, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -277,6 +281,7 @@ class Source:
                 preexec_fn=die_with_parent(),  # noqa: PLW1509 - two system calls
                 start_new_session=True,
             )
+            failed.pop_all()
         self._loading = asyncio.create_task(self._load())
 
     @property
