@@ -25,9 +25,23 @@ Start reading at :mod:`runwire.domain.lifecycle` (what may happen to a task), th
 :mod:`runwire.worker.executor` (one run, step by step), then :mod:`runwire.http.execute`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from runwire.app import App, Context
 from runwire.domain.errors import Fail, Retry
 
-__all__ = ["App", "Context", "Fail", "Retry", "__version__"]
+if TYPE_CHECKING:
+    from runwire.client import AsyncClient, Client
+
+__all__ = ["App", "AsyncClient", "Client", "Context", "Fail", "Retry", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The clients, loaded when they are asked for: a worker has no use for them."""
+    if name not in {"Client", "AsyncClient"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from runwire import client  # noqa: PLC0415
+
+    return getattr(client, name)

@@ -1,0 +1,172 @@
+"""What the client answers with: frozen, with the names of the HTTP API; times are in UTC.
+
+Fields that a newer adapter adds are kept, and ``model_dump(mode="json", exclude_unset=True)`` is what came.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from runwire.client.errors import RunFailed
+from runwire.domain.run import RunCode
+from runwire.domain.task import StateCode
+
+
+class View(BaseModel):
+    """Base of what is shown."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)  # built when first used: a quick start
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it: what came, and nothing that did not."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class State(View):
+    """Where a task stands."""
+
+    code: StateCode
+    last_run_date: AwareDatetime | None
+    """When it last started to run; None: never."""
+    last_modified: AwareDatetime
+    created_date: AwareDatetime
+
+
+class LogEntry(View):
+    """One of the latest log entries of a task."""
+
+    date: AwareDatetime
+    level: str
+    message: str
+    run: str
+
+
+class Task(View):
+    """A task. The methods that change one take it in the place of its id, and then refuse when it has changed since."""
+
+    id: int
+    chain: int
+    desc: str
+    state: State
+    trigger: dict[str, Any]
+    """When it runs; ``next``: when it does next by itself."""
+    target: dict[str, Any]
+    """What it does: ``action``, and the parameters of the action."""
+    logs: tuple[LogEntry, ...] = ()
+    """The latest, newest last; none in events."""
+    debug: str | None = None
+    version: int
+    result: dict[str, Any] | None = None
+    """What the last successful run returned."""
+    timeout: float
+    """Seconds one attempt may take."""
+    deadline: float | None = None
+    """Seconds from the acceptance of a run to its end; None: any."""
+    retry: dict[str, Any] | None = None
+
+
+class RunError(View):
+    """Why a run ended as ERROR, or why it is tried again."""
+
+    code: str
+    """Stable, snake_case."""
+    message: str
+
+
+class Progress(View):
+    """How far a run says it has come."""
+
+    fraction: float | None
+    """0 to 1; None: it cannot be told."""
+    message: str
+    date: AwareDatetime
+    run: str | None = None
+    """Id of the run; None where the run is what it is a part of."""
+
+
+class Run(View):
+    """One execution of a task."""
+
+    id: str
+    task: int
+    chain: int
+    code: RunCode
+    """READY while it is queued; SKIPPED: ticks of the schedule that were not run."""
+    attempt: int
+    source: str
+    """``http``, ``bus`` or ``schedule``."""
+    accepted: AwareDatetime | None
+    started: AwareDatetime | None
+    finished: AwareDatetime | None
+    result: dict[str, Any] | None
+    """What it returned."""
+    error: RunError | None
+    next_attempt: AwareDatetime | None = None
+    """When it goes on, while it waits between two tries."""
+    progress: Progress | None = None
+
+
+class Line(View):
+    """One line of a run's log."""
+
+    line: int
+    """Grows from line to line, though not by one."""
+    date: AwareDatetime
+    level: str
+    message: str
+    run: str
+    """Id of the run."""
+
+
+class Event(View):
+    """Something that happened to a task."""
+
+    id: str
+    """Its place: ``events(after=...)`` goes on after it."""
+    code: str
+    """ready, inprogress, done, error, edited, skipped or deleted."""
+    change: str
+    """What happened: created, claimed, retrying, released, concluded, edited, skipped or deleted."""
+    time: AwareDatetime
+    task: Task
+    """The task after it."""
+    run: Run | None
+    """Its latest run after it; None: it has had none."""
+    skipped: Run | None = None
+    """Of `skipped` only: the ticks that were not run, as the history has them."""
+
+    @classmethod
+    def of(cls, event_id: str, cloud_event: dict[str, Any]) -> Self:
+        """What a server-sent event with this id and data says."""
+        code = str(cloud_event["type"]).split(".")[3]
+        return cls.model_validate({"id": event_id, "code": code, "time": cloud_event["time"], **cloud_event["data"]})
+
+
+class Result(View):
+    """How a run ended."""
+
+    task: int
+    run: str
+    """Id of the run."""
+    code: StateCode
+    """DONE or ERROR."""
+    value: dict[str, Any] | None
+    """What the run returned."""
+    error: RunError | None
+    """Why it ended as ERROR."""
+    started: AwareDatetime | None
+    """None: it ended in the queue."""
+    finished: AwareDatetime
+    replayed: bool = False
+    """It had ended before: an earlier call with the same Idempotency-Key asked for it."""
+    joined: bool = False
+    """Somebody else asked for the run, and the task was busy with it."""
+
+    def raise_on_error(self) -> Self:
+        """The result itself. Raises RunFailed when the run ended as ERROR."""
+        if self.code is StateCode.ERROR:
+            error = self.error or RunError(code="unknown", message="")
+            raise RunFailed(error.code, error.message, run=self.run)
+        return self
