@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from runwire.cli_actions import actions
+from runwire.cli_events import events
+from runwire.cli_execute import execute
 from runwire.cli_tasks import task_cli
 from runwire.cli_tokens import audit, token_cli
 from runwire.domain.errors import BrokerUnreachable, SetupError
@@ -88,6 +90,8 @@ def bus_key() -> None:
     typer.echo(f"RUNWIRE_BUS_KEY={seed}\nRUNWIRE_BUS_ISSUER={Signer(seed).public_key}")
 
 
+task_cli.command()(execute)
+cli.command()(events)
 cli.command()(audit)
 cli.command()(actions)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:  # loaded by the commands: `runwire --help` has to be there at once
-    from rich.console import Console
+    from datetime import datetime
 
-    from runwire.client import Client
+    from rich.console import Console
 
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="The adapter (RUNWIRE_URL; else the one on this machine).")
@@ -24,24 +23,11 @@ WIDE = 10_000
 
 def call(method: str, path: str, url: str | None, **request: Any) -> Any:
     """The answer of the adapter; a refusal, or no answer, ends the command with one line."""
-    with complaining(), connected(url, timeout=0) as client:
-        return client.request(method, path, **request)
-
-
-def connected(url: str | None, *, timeout: float) -> Client:
-    """A client of the adapter; ``timeout``: seconds that it may be away."""
-    from runwire.client import Client  # noqa: PLC0415
-
-    return Client(url, timeout=timeout)
-
-
-@contextmanager
-def complaining() -> Iterator[None]:
-    """What the client raises ends the command with one line."""
-    from runwire.client import ClientError  # noqa: PLC0415
+    from runwire.client import Client, ClientError  # noqa: PLC0415
 
     try:
-        yield
+        with Client(url, timeout=0) as client:
+            return client.request(method, path, **request)
     except (ClientError, ValueError) as error:
         fail(str(error))
 
@@ -58,10 +44,36 @@ def pages(path: str, url: str | None, query: dict[str, Any], *, limit: int | Non
     return found
 
 
-def fail(message: str) -> NoReturn:
+def check_id(task: str) -> int:
+    """The task's id; what cannot be one ends the command."""
+    if not (task.isascii() and task.isdecimal()):
+        fail(f"{task!r} is no task id: a positive integer")
+    return int(task)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one line."""
+    complain(message)
+    raise typer.Exit(status)
+
+
+def complain(message: str) -> None:
+    """Say what is wrong, in one line."""
     typer.echo(f"runwire: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
+
+
+def tell_of_trouble() -> None:
+    """Have the client say when it has to try again, and when all is well again."""
+    import logging  # noqa: PLC0415
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            complain(record.getMessage())
+
+    client_log = logging.getLogger("runwire.client")
+    client_log.addHandler(Teller())
+    client_log.setLevel(logging.INFO)
+    client_log.propagate = False
 
 
 def tell(answer: Any, as_json: bool, in_words: Callable[[Console, Any], None]) -> None:
@@ -71,9 +83,14 @@ def tell(answer: Any, as_json: bool, in_words: Callable[[Console, Any], None]) -
     if as_json:
         typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
+    in_words(plain_console(width=WIDE), answer)
+
+
+def plain_console(*, width: int | None = None) -> Console:
+    """stdout, on which text is what it is; ``width`` None: that of the terminal."""
     from rich.console import Console  # noqa: PLC0415
 
-    in_words(Console(highlight=False, markup=False, emoji=False, width=WIDE), answer)
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def draw(console: Console, head: Iterable[str] | None, rows: Iterable[tuple[str, ...]]) -> None:
@@ -85,12 +102,17 @@ def draw(console: Console, head: Iterable[str] | None, rows: Iterable[tuple[str,
     for title in head or ("", ""):
         table.add_column(title, no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     with console.capture() as drawn:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
-def _printable(text: str) -> str:
+def clock_time(instant: datetime) -> str:
+    """The time of day, on this machine's clock."""
+    return f"{instant.astimezone():%H:%M:%S}"
+
+
+def printable(text: str) -> str:
     """Without what could steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runwire.cli_client import JsonOption, UrlOption, call, draw, fail, tell
+from runwire.cli_client import JsonOption, UrlOption, call, check_id, draw, fail, tell
 
 if TYPE_CHECKING:  # loaded by the commands: `runwire --help` has to be there at once
     from datetime import datetime, tzinfo
 
     from rich.console import Console
 
-task_cli = typer.Typer(name="task", help="Look at tasks, and cancel runs.", no_args_is_help=True)
+task_cli = typer.Typer(name="task", help="Run tasks, look at them, and cancel runs.", no_args_is_help=True)
 
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 @task_cli.callback()
 def task() -> None:
-    """Look at tasks, and cancel runs."""
+    """Run tasks, look at them, and cancel runs."""
 
 
 @task_cli.command("next")
@@ -35,7 +35,7 @@ def next_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Show when a task runs next by itself, in its own time zone."""
-    _check_id(task)
+    check_id(task)
     found = call("GET", f"/tasks/{task}", url, params={"log_limit": 0}).json()
     zone = _zone(found["trigger"].get("time_zone") or "UTC")
     runs = [] if found["trigger"].get("next") is None else list(islice(_runs(found), number))
@@ -57,16 +57,11 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """End the task's run, queued or running."""
-    _check_id(task)
+    check_id(task)
     answer = call("POST", f"/tasks/{task}/cancel", url, params={} if run is None else {"run": run})
     state = answer.json()
     ended = {"task": int(task), "run": answer.headers["run-id"], "error": answer.headers["task-error"], **state}
     tell(ended, as_json, lambda _console, found: typer.echo(f"run {found['run']} of task {task} is cancelled"))
-
-
-def _check_id(task: str) -> None:
-    if not (task.isascii() and task.isdecimal()):
-        fail(f"{task!r} is no task id: a positive integer")
 
 
 def _runs(task: Any) -> chain[datetime]:
