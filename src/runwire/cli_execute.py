@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -36,6 +37,8 @@ FAILED, NOT_KNOWN, REFUSED, INTERRUPTED = 1, 3, 4, 130
 """Exit statuses. 0: the run ended as DONE; 2: a mistake in the command line."""
 PATIENCE = 60.0
 """Seconds that an adapter may be away."""
+LAST_LOOK = 5.0
+"""Seconds it may take to say where a run stands when the wait is over."""
 
 
 def execute(
@@ -97,37 +100,55 @@ class _Order:
         self.run: str | None = None
         self.began = time.monotonic()
 
+    @property
+    def time_left(self) -> float | None:
+        """Seconds of the wait that are left; None: any number."""
+        return None if self.wait is None else max(0.0, self.began + self.wait - time.monotonic())
+
 
 async def _carry_out(order: _Order, shown: _Shown) -> int:
     """Run the task and show it; the exit status."""
     import asyncio  # noqa: PLC0415
 
-    from runwire.client import AsyncClient, ClientError  # noqa: PLC0415
+    from runwire.client import AsyncClient, NoAnswer, NotFinished  # noqa: PLC0415
 
     async with AsyncClient(order.url, timeout=PATIENCE) as client:
         try:
-            async with asyncio.timeout(order.wait):
-                result = await _until_ended(client, order, shown)
-        except TimeoutError as error:
-            if isinstance(error, ClientError):
-                raise
+            if order.how["if_running"] == "queue" and not order.follow:  # in one call: it keeps its place
+                result = await client.execute(order.task, wait=order.wait, **order.how)
+            else:
+                order.run = await client.start(order.task, wait=order.wait, **order.how)
+                async with asyncio.timeout(order.time_left):
+                    result = await _until_ended(client, order, order.run, shown)
+        except NoAnswer:
+            raise
+        except TimeoutError as over:
+            if isinstance(over, NotFinished):
+                order.run = over.run
             shown.close()
-            if order.run is not None:
-                shown.unfinished(await client.run(order.task, order.run))
+            await _show_unfinished(client, order, shown)
             _end(order, f"not finished within {order.wait:g} s", NOT_KNOWN)
     shown.ended(result)
     return 0 if result.error is None else FAILED
 
 
-async def _until_ended(client: AsyncClient, order: _Order, shown: _Shown) -> Result:
-    if order.how["if_running"] == "queue" and not order.follow:  # in one call: it keeps its place
-        return await client.execute(order.task, **order.how)
-    order.run = await client.start(order.task, **order.how)
+async def _until_ended(client: AsyncClient, order: _Order, run: str, shown: _Shown) -> Result:
     if order.follow:
-        shown.accepted(order.run)
-        async for item in client.follow(order.task, order.run):
+        shown.accepted(run)
+        async for item in client.follow(order.task, run):
             shown.item(item)
-    return await client.wait_for(order.task, order.run)
+    return await client.wait_for(order.task, run)
+
+
+async def _show_unfinished(client: AsyncClient, order: _Order, shown: _Shown) -> None:
+    import asyncio  # noqa: PLC0415
+
+    from runwire.client import ClientError  # noqa: PLC0415
+
+    if order.run is not None:
+        with suppress(TimeoutError, ClientError):
+            async with asyncio.timeout(LAST_LOOK):
+                shown.unfinished(await client.run(order.task, order.run))
 
 
 def _end(order: _Order, why: str, status: int) -> NoReturn:
@@ -175,21 +196,18 @@ class _AsJson(_Shown):
         typer.echo(json.dumps({"event": _name(item), **item.plain()}, ensure_ascii=False))
 
     def ended(self, result: Result) -> None:
-        self._last({**result.model_dump(mode="json", include=_ENDED), "result": result.value})
+        self._last(result.run, result, result.value)
 
     def unfinished(self, run: Run) -> None:
-        told = run.model_dump(mode="json", include={*_ENDED, "result"})
-        self._last({**told, "run": run.id})
+        self._last(run.id, run, run.result)
 
-    def _last(self, told: dict[str, Any]) -> None:
-        told = {name: told[name] for name in ("task", "run", "code", "result", "error", "started", "finished")}
+    def _last(self, run: str, shown: Result | Run, result: dict[str, Any] | None) -> None:
+        told = shown.model_dump(mode="json", include={"task", "code", "error", "started", "finished"})
+        document = {"task": told.pop("task"), "run": run, "code": told.pop("code"), "result": result, **told}
         if self._follow:
-            typer.echo(json.dumps({"event": "result", **told}, ensure_ascii=False))
+            typer.echo(json.dumps({"event": "result", **document}, ensure_ascii=False))
         else:
-            typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
-
-
-_ENDED = {"task", "run", "code", "error", "started", "finished"}
+            typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _name(item: Event | Line | Progress) -> str:
