@@ -22,8 +22,6 @@ class Parser:
     """Bytes in, messages out. What a stream ends in the middle of is no message."""
 
     def __init__(self) -> None:
-        self.retry: float | None = None
-        """Seconds after which to come back, as the stream has said."""
         self.heard = False
         """Whether there has been an event or a comment."""
         self._rest = b""
@@ -54,5 +52,3 @@ class Parser:
             self._name = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdecimal():
-            self.retry = int(value) / 1000

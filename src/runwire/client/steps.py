@@ -34,6 +34,8 @@ LATER = frozenset({429, 502, 503, 504})
 """Statuses that say: not now. 502 and 504 come from proxies whose adapter is away."""
 WITHOUT_EFFECT = frozenset({"draining", "broker_unavailable", "too_many_streams", "too_many_connections"})
 """Codes of problems that pass, and after which it is certain that nothing was done."""
+CUT_SHORT = "http_500"
+"""A 500 that is no problem of an adapter's: what its server says when it is made to stop in the middle of a call."""
 MEANT_TO_LAST = 5.0
 """Seconds after which a call that waits has been with an adapter: when it is cut off then, by a proxy that bears no
 longer silence, the adapter is asked to wait for half as long."""
@@ -165,7 +167,7 @@ class Patience:
         asked = trouble.retry_after if isinstance(trouble, Problem) else None
         pause = self._pause * random.uniform(0.5, 1.0) if asked is None else asked  # noqa: S311 - spreads, hides nothing
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        if trouble is not None and now + pause > self._ends:
+        if trouble is not None and now + pause > self._ends < self._until:
             raise given_up(trouble, self.terms)
         if trouble is not None and not self._told:
             self._told = True
@@ -247,7 +249,7 @@ def _may_pass(trouble: Trouble, *, repeatable: bool) -> bool:
     """Whether it is worth it, and does no harm, to send the call again."""
     if isinstance(trouble, Problem):
         had_no_effect = trouble.status == httpx.codes.TOO_MANY_REQUESTS or trouble.code in WITHOUT_EFFECT
-        return had_no_effect or (repeatable and trouble.status in LATER)
+        return had_no_effect or (repeatable and (trouble.status in LATER or trouble.code == CUT_SHORT))
     return repeatable or isinstance(trouble, httpx.ConnectError | httpx.ConnectTimeout)
 
 
