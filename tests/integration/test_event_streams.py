@@ -93,7 +93,7 @@ class Stream:
 
 
 @asynccontextmanager
-async def opened(http: httpx.AsyncClient, path: str, last: int | None = None, **options) -> AsyncIterator[Stream]:
+async def opened(http: httpx.AsyncClient, path: str, last: int | str | None = None, **options) -> AsyncIterator[Stream]:
     """A stream; the client hangs up at the end of the block."""
     headers = {**options.pop("headers", {}), **({"Last-Event-ID": str(last)} if last is not None else {})}
     async with http.stream("GET", path, headers=headers, **options) as answer:
@@ -374,6 +374,20 @@ async def test_a_client_that_does_not_read_is_cut_and_costs_little(
             await append(bus, task, change=Change.EDITED)
             assert follower._bytes <= feed.QUEUE_BYTES
         await eventually(lambda: followers(live) == 0)
+
+
+@pytest.mark.parametrize("path", ["/tasks/17/events", "/tasks/17/events?logs=true", "/events?code=DONE"])
+async def test_a_stream_on_which_nothing_has_come_is_resumed_where_it_began(
+    live: httpx.AsyncClient, bus: Bus, path: str
+) -> None:
+    await make_task(bus, task=17)
+    await live.post("/tasks/17/execute")
+    async with opened(live, path) as stream:
+        begun_at = (await anext(stream.answer.aiter_lines())).removeprefix("id: ")
+    run = (await live.post("/tasks/17/execute")).headers["run-id"]
+    async with opened(live, path, last=begun_at) as stream:
+        received = await stream.next()
+    assert received.data["data"]["run"]["id"] == run
 
 
 async def test_what_a_client_got_from_an_adapter_that_was_ahead_is_not_repeated(

@@ -129,6 +129,17 @@ async def test_a_stream_until_the_end_has_the_whole_log_whenever_it_is_opened(
     assert ("all" in afterwards, afterwards[-1]) == (True, "done")
 
 
+async def test_a_stream_until_the_end_that_breaks_before_it_resumes(live: httpx.AsyncClient, bus: Bus) -> None:
+    await prepared(live, bus)
+    await live.post("/tasks/17/execute")
+    async with opened(live, UNTIL) as stream:
+        whole = await stream.rest()
+    assert [text for text in said(whole) if "line" in text] == ["line 0", "line 1", "line 2", "last line"]
+    for place, event in enumerate(whole[:-1]):
+        async with opened(live, UNTIL, last=event.id) as stream:
+            assert await stream.rest() == whole[place + 1 :]
+
+
 async def test_a_stream_resumes_anywhere_without_gap_or_repeat(
     live: httpx.AsyncClient, bus: Bus, settings: Settings
 ) -> None:

@@ -132,7 +132,8 @@ async def task_events(request: Request) -> Response:
             line = None if resumed is None else seen.line
             await _begin_lines(parts, task, follower.tail, line, None if query.until is None else run)
             items = merged(follower, follower.tail, after=after, first=first, run=None if run is None else run.id)
-        frames = _frames(parts, principal, items, after, tail=follower.tail, is_last=is_last)
+        before = after if first is None else min(after, first.sequence - 1)
+        frames = _frames(parts, principal, items, before, tail=follower.tail, is_last=is_last)
         return _EventStream(frames, on_end=stack.pop_all().close)
 
 
@@ -256,9 +257,12 @@ async def _frames(
     is_last: Callable[[Event], bool],
     tail: Tail | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """The stream's bytes, until the last event or a reason to stop. ``after``: the event before the first."""
+    """The stream's bytes, until the last event or a reason to stop. ``after``: the event before the first.
+
+    Its id is told first: whoever loses a stream on which nothing has come yet resumes where it began.
+    """
     clock = asyncio.get_running_loop().time
-    yield format_sse_event(retry=RETRY)
+    yield format_sse_event(retry=RETRY, id=str(after) if tail is None else f"{after}-{tail.last}")
     sent = checked = clock()
     last = after
     try:
@@ -435,7 +439,8 @@ LAST_EVENT_ID = header_parameter(
     "4711",
 )
 EXAMPLE = (
-    'retry: 2000\n\nevent: task.state\ndata: {"specversion":"1.0","id":"6f0c...","source":"/chains/1764/tasks/12345",'
+    "id: 4711\nretry: 2000\n\n"
+    'event: task.state\ndata: {"specversion":"1.0","id":"6f0c...","source":"/chains/1764/tasks/12345",'
     '"type":"dev.runwire.task.done.v1","time":"2026-05-26T14:35:45.120034Z","datacontenttype":"application/json",'
     '"subject":"0197f2a0-7c1e-7abc-9def-0123456789ab","data":{...}}\nid: 4712\n\n: ping\n\n'
 )
