@@ -45,6 +45,23 @@ async def probe(params: Probe, ctx: runwire.Context) -> dict[str, int]:
     return {"attempt": ctx.attempt, "pid": os.getpid()}
 
 
+class Walk(BaseModel):
+    """Go half way, and on when ``gate`` is there."""
+
+    gate: Path
+
+
+@app.action("walk")
+async def walk(params: Walk, ctx: runwire.Context) -> dict[str, str]:
+    """Tells where it is."""
+    ctx.log("setting out")
+    ctx.progress(0.5, "at the gate")
+    while not params.gate.exists():
+        await asyncio.sleep(0.01)
+    ctx.log("through the \x1b[31mgate", level="warning")
+    return {"at": "home"}
+
+
 class Flood(BaseModel):
     """Print so many megabytes, a thousand bytes at a time."""
 

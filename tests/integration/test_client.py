@@ -321,6 +321,20 @@ async def test_events_go_on_without_gap_or_repeat_when_the_connection_breaks(
         assert (await anext(later)).id == seen[5].id
 
 
+async def test_an_event_that_comes_while_the_first_connection_is_broken_is_not_missed(
+    quick: Any, bus: Bus, served: Any, cable: Wire
+) -> None:
+    await make_task(bus)
+    async with aclosing(quick.events(code="done")) as events:
+        coming = asyncio.ensure_future(anext(events))
+        await eventually(lambda: len(served.services.feed) == 1, what="the stream is open")
+        cable.to = 1  # where nobody listens
+        cable.cut()
+        done = await served.post("/tasks/1/execute")
+        cable.to = served.base_url.port
+        assert (await coming).run.id == done.headers["run-id"]
+
+
 async def test_the_events_of_a_task_end_with_it(quick: Any, bus: Bus) -> None:
     await make_task(bus, task=1)
     await make_task(bus, task=2)

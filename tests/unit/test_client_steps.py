@@ -211,14 +211,15 @@ def test_an_adapter_that_does_not_wait_is_not_asked_again_at_once() -> None:
 
 def test_a_stream_is_opened_again_after_its_last_event() -> None:
     told = Told(
-        httpx.Response(200), b"retry: 2000\n\nid: 5\nevent: a\nda", b"ta: x\n\nid: 6\nevent: a\ndata: cut", b"",
-        AWAY, httpx.Response(200), CUT, httpx.Response(200), b"id: 6\nevent: a\ndata: y\n\n",
+        httpx.Response(200), b"id: 4\nretry: 2000\n\n", CUT, httpx.Response(200), b"id: 5\nevent: a\nda",
+        b"ta: x\n\nid: 6\nevent: a\ndata: cut", b"", AWAY, httpx.Response(200), CUT, httpx.Response(200),
+        b"id: 6\nevent: a\ndata: y\n\n",
     )  # fmt: skip
-    stream = follow.Stream(told.terms, "/events", {}, after="4")
+    stream = follow.Stream(told.terms, "/events", {})
     got = [told.carry_out(stream.next()) for _ in range(2)]
     assert got == [Message("a", "5", "x"), Message("a", "6", "y")]
-    assert [call.headers["Last-Event-ID"] for call in told.calls] == ["4", "5", "5", "5"]
-    assert len(told.pauses) == 3
+    assert [call.headers.get("Last-Event-ID") for call in told.calls] == [None, "4", "5", "5", "5"]
+    assert len(told.pauses) == 4
 
 
 def test_204_is_the_end_of_a_stream() -> None:

@@ -109,9 +109,7 @@ class Stream:
                     return None
                 self._parser = Parser()
             yield from self._read(self._parser)
-        message = self._messages.popleft()
-        self._after = message.id or self._after
-        return message
+        return self._messages.popleft()
 
     def _read(self, parser: Parser) -> Steps[None]:
         """Take what comes; when the stream is at its end, pause before it is opened again."""
@@ -121,6 +119,7 @@ class Stream:
         except httpx.TransportError as error:
             piece, trouble = b"", error
         self._messages.extend(parser.feed(piece))
+        self._after = parser.last_id or self._after
         if parser.heard:
             self._patience.restored()
         if not piece:

@@ -22,6 +22,8 @@ class Parser:
     """Bytes in, messages out. What a stream ends in the middle of is no message."""
 
     def __init__(self) -> None:
+        self.last_id = ""
+        """Where the stream is: what it last gave as an id, be it with an event or without one."""
         self.heard = False
         """Whether there has been an event or a comment."""
         self._rest = b""
@@ -36,11 +38,11 @@ class Parser:
         for line in lines:
             if line:
                 self._field(line.decode("utf-8", "replace"))
-            elif self._data:
+                continue
+            self.last_id = self._id
+            if self._data:
                 yield Message(self._name or "message", self._id, "\n".join(self._data))
-                self._name, self._data = "", []
-            else:
-                self._name = ""
+            self._name, self._data = "", []
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
