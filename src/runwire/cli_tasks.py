@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runwire.cli_client import JsonOption, UrlOption, call, check_id, draw, fail, tell
+from runwire.cli_client import JsonOption, UrlOption, call, check_id, draw, fail, pages, tell
 
 if TYPE_CHECKING:  # loaded by the commands: `runwire --help` has to be there at once
     from datetime import datetime, tzinfo
@@ -25,6 +25,31 @@ UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 @task_cli.callback()
 def task() -> None:
     """Run tasks, look at them, and cancel runs."""
+
+
+@task_cli.command("list")
+def list_tasks(
+    status: Annotated[str | None, typer.Option("--status", help="Only in this state, such as ERROR.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only with this action.")] = None,
+    chain: Annotated[int | None, typer.Option("--chain", help="Only of this one of your chains.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="How many, at most.")] = 50,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks that you may see."""
+    query = {"status": status, "action": action, "chain": chain}
+    tell(pages("/tasks", url, query, limit=limit), as_json, _task_table)
+
+
+@task_cli.command("get")
+def get(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.")],
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a task, with its latest log entries."""
+    check_id(task)
+    tell(call("GET", f"/tasks/{task}", url).json(), as_json, _task_facts)
 
 
 @task_cli.command("next")
@@ -88,6 +113,52 @@ def _utc(instant: datetime) -> str:
 
 
 # --- showing -------------------------------------------------------------------------------------------
+
+
+def _task_table(console: Console, tasks: Any) -> None:
+    rows = [
+        (
+            str(task["id"]),
+            task["state"]["code"],
+            _minute(task["state"]["last_run_date"]),
+            _minute(task["trigger"].get("next")),
+            task["target"]["action"],
+            task["desc"],
+        )
+        for task in tasks
+    ]
+    draw(console, ("ID", "STATE", "LAST RUN", "NEXT RUN", "ACTION", "DESC"), rows)
+
+
+def _minute(instant: str | None) -> str:
+    return "-" if instant is None else instant[: len("2026-05-26T14:35")].replace("T", " ")
+
+
+def _task_facts(console: Console, task: Any) -> None:
+    state, target = task["state"], task["target"]
+    told = {"result": task["result"], "retry": task["retry"]}
+    facts = [
+        ("task", f"{task['id']}  {task['desc']}".rstrip()),
+        ("chain", str(task["chain"])),
+        ("state", f"{state['code']} since {state['last_modified']}"),
+        ("last run", state["last_run_date"] or "never"),
+        ("next run", task["trigger"].get("next") or "-"),
+        ("trigger", _in_words(task["trigger"])),
+        ("action", target["action"]),
+        *((f"  {name}", _value(value)) for name, value in target.items() if name != "action"),
+        ("timeout", _span(int(task["timeout"]))),
+        *((name, _value(value)) for name, value in told.items() if value is not None),
+    ]
+    draw(console, None, facts)
+    if task["logs"]:
+        typer.echo()
+        draw(console, None, ((entry["date"], f"{entry['level']:<7}  {entry['message']}") for entry in task["logs"]))
+
+
+def _value(value: Any) -> str:
+    import json  # noqa: PLC0415
+
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _outlook(console: Console, answer: Any) -> None:

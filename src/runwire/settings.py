@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     bootstrap_token: SecretStr | None = None
     """``ID:SECRET``: the first token, instead of a generated one. Only looked at on the first start."""
     url: str | None = None
-    """Adapter that ``runwire task``, ``runwire token`` and ``runwire audit`` call; None: the one on this machine."""
+    """Adapter that ``runwire.Client`` and the commands that are clients call; None: the one on this machine."""
     token: SecretStr | None = None
     """``ID:SECRET`` that they call with; None: the first token, where the data directory has it."""
     worker_slots: Annotated[int, Field(ge=1, le=10_000)] = 64

@@ -165,7 +165,7 @@ async def test_a_run_is_followed_line_by_line_in_a_pipe(tmp_path: Path) -> None:
             heading, *lines, end, value = first.lines
             assert heading == f"run {run}"
             assert without_times(lines)[-1] == "warning  through the ?[31mgate"
-            assert sorted(without_times(lines)[:-1]) == ["50 %  at the gate", "setting out", "started"]
+            assert sorted(without_times(lines)[:-1]) == ["50 % at the gate", "setting out", "started"]
             assert re.fullmatch(rf"DONE  run {run}  \d+\.\d s", end)
             assert value == '{"at": "home"}'
             documents = [json.loads(line) for line in second.lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import runwire
+import runwire.client
 from runwire.domain import errors
 from runwire.domain.run import ErrorCode
 from runwire.http.app import build_app
@@ -20,6 +23,7 @@ from tests.acceptance.test_up import running
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+CLIENT = (ROOT / "docs" / "client.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
 PROBLEMS = (ROOT / "docs" / "problems.md").read_text()
 
@@ -74,6 +78,28 @@ async def test_the_bus_example_works_as_it_stands(tmp_path: Path) -> None:
             [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
         )
     assert done.stdout.startswith("PubAck(stream='COMMANDS', seq=1"), done.stderr
+
+
+async def test_the_example_of_the_client_prints_what_stands_there(tmp_path: Path) -> None:
+    (example,) = blocks("python", CLIENT)
+    printed = re.search(r"^```python\n.*?^```\n```\n(.*?)^```$", CLIENT, re.MULTILINE | re.DOTALL)[1]
+    async with running(tmp_path) as service:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNWIRE_")}
+        done = subprocess.run(
+            [sys.executable, "-c", example], cwd=tmp_path, env=clean | service.env, capture_output=True, text=True,
+            check=False, timeout=30,
+        )  # fmt: skip
+    assert (done.stdout, done.stderr) == (printed, "")
+
+
+def test_the_page_of_the_client_names_what_it_has() -> None:
+    methods = {name for name in vars(runwire.Client) if not name.startswith("_")} - {"close"}
+    assert methods == {name for name in vars(runwire.AsyncClient) if not name.startswith("_")} - {"aclose"}
+    for name in methods:
+        assert f"`{name}(" in CLIENT
+    for name, thing in vars(runwire.client).items():
+        if isinstance(thing, type) and issubclass(thing, runwire.client.ClientError):
+            assert name in CLIENT
 
 
 def test_it_begins_with_the_two_commands() -> None:

@@ -56,6 +56,24 @@ async def test_the_first_one_is_what_the_adapter_says_jitter_included(tmp_path: 
         assert "up to 1 h" in on(service)("task", "next", task).stdout
 
 
+async def test_tasks_are_listed_and_shown(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        runwire = on(service)
+        task = await create(service, {"cron": "@daily"}, desc="Nightly", retry={"attempts": 2})
+        await service.http.post(f"/tasks/{task}/execute")
+        head, *rows = [re.split(r"  +", line) for line in runwire("task", "list").stdout.splitlines()]
+        assert head == ["ID", "STATE", "LAST RUN", "NEXT RUN", "ACTION", "DESC"]
+        (own,) = [row for row in rows if row[0] == task]
+        assert (own[1], own[4:]) == ("DONE", ["sleep", "Nightly"])
+        assert json.loads(runwire("task", "list", "--status", "READY", "--json").stdout)[0]["id"] == 12345
+        facts, logs = runwire("task", "get", task).stdout.split("\n\n")
+        told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in facts.splitlines())
+        assert (told["task"], told["trigger"], told["action"]) == (f"{task}  Nightly", "cron @daily", "sleep")
+        assert (told["seconds"], told["result"]) == ("0", '{"slept": 0.0}')
+        assert re.fullmatch(r"\S+Z  info     sleeping for 0\S* s\n", logs)
+        assert json.loads(runwire("task", "get", task, "--json").stdout)["desc"] == "Nightly"
+
+
 async def test_it_says_when_there_is_nothing_to_come(tmp_path: Path) -> None:
     async with running(tmp_path) as service:
         runwire = on(service)
