@@ -41,6 +41,14 @@ def test_no_text_makes_a_subject(chain: str, task: str) -> None:
     assert re.fullmatch(r"tasks\.cmd\.\d+\.\d+\.execute", subjects.command(*parsed))
 
 
+@pytest.mark.parametrize("token", ["07", "+7", "-7", " 7", "7_0", "٧", "0", "", "9" * 5000, str(MAX_ID + 1)])
+def test_a_task_has_one_spelling(token: str) -> None:
+    """A task that also answered to another one could have two commands outstanding."""
+    for subject in (f"tasks.cmd.1764.{token}.execute", f"tasks.cmd.{token}.7.execute"):
+        with pytest.raises(Undecodable):
+            subjects.parse(subject)
+
+
 @pytest.mark.parametrize("number", [0, -1, MAX_ID + 1])
 def test_numbers_that_are_no_ids_make_no_subject(number: int) -> None:
     with pytest.raises(ValueError, match="no id"):

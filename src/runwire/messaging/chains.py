@@ -119,11 +119,11 @@ async def orphans(bus: Bus, known: Collection[int]) -> Orphans:
         question = json.dumps({"subjects_filter": subjects.ALL_COMMANDS, "offset": offset}).encode()
         answer = await bus.nc.request(f"$JS.API.STREAM.INFO.{subjects.COMMANDS}", question, timeout=REQUEST_TIMEOUT)
         tokens = {token.decode(errors="replace") for token in TOKEN.findall(answer.data)}
-        chains = {token: subjects.chain_of_token(token) for token in tokens}
+        chains = {token: subjects.id_of_token(token) for token in tokens}
         found.chains.update(chain for chain in chains.values() if chain is not None and chain not in known)
         if None in chains.values():
             named = json.loads(answer.data)["state"].get("subjects") or {}
-            found.subjects.update(name for name in named if subjects.chain_of_token(name.split(".")[2]) is None)
+            found.subjects.update(name for name in named if subjects.id_of_token(name.split(".")[2]) is None)
         seen = TOTAL.search(answer.data)
         total = int(seen[1]) if seen else 0
         offset += SUBJECTS_PAGE

@@ -129,11 +129,14 @@ def workers(chain: int) -> str:
 
 def chain_of_workers(consumer: str) -> int | None:
     """The chain whose commands this consumer takes; None: it is none of ours."""
-    return chain_of_token(consumer.removeprefix("workers-")) if consumer.startswith("workers-") else None
+    return id_of_token(consumer.removeprefix("workers-")) if consumer.startswith("workers-") else None
 
 
-def chain_of_token(token: str) -> int | None:
-    """The chain a part of a subject names, in the one spelling that counts; None: it names none."""
+def id_of_token(token: str) -> int | None:
+    """The id a part of a subject names; None: it names none.
+
+    One spelling counts: a task that also answered to ``007`` would have as many commands outstanding as it has names.
+    """
     with contextlib.suppress(ValueError):
         number = int(token)
         if str(number) == token:
@@ -265,10 +268,10 @@ def parse(subject: str) -> tuple[int, int]:
     tokens = subject.split(".")
     if len(tokens) < 4 or tokens[0] != "tasks":  # noqa: PLR2004 - tasks.<kind>.<chain>.<task>
         raise Undecodable(f"{subject!r} is no subject of a task")
-    try:
-        return _id(int(tokens[2])), _id(int(tokens[3]))
-    except ValueError:
-        raise Undecodable(f"{subject!r} does not name a chain and a task by positive integers") from None
+    chain, task = id_of_token(tokens[2]), id_of_token(tokens[3])
+    if chain is None or task is None:
+        raise Undecodable(f"{subject!r} does not name a chain and a task by positive integers")
+    return chain, task
 
 
 def _id(number: int) -> int:
