@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 
@@ -116,7 +117,7 @@ def test_headers_are_read_as_nats_py_reads_them(raw: bytes) -> None:
     [
         (b"", None, "bus-9"),
         (b"{}", {}, "bus-9"),
-        (b'{"run": "mine"}', {"Run-Id": "other"}, "mine"),
+        (b'{"run": "mine"}', {"Run-Id": "mine", "Nats-Msg-Id": "other"}, "mine"),
         (b"{}", {"run-id": "mine", "Nats-Msg-Id": "other"}, "mine"),
         (b"{}", {"Nats-Msg-Id": "mine"}, "mine"),
         (b"{}", {"Nats-Msg-Id": "order:17/3"}, "msg-9160b5dbfda17b2e16a45f82b8dfbb63"),
@@ -140,3 +141,142 @@ def test_an_invented_source_is_the_bus() -> None:
 def test_a_run_id_that_is_none_is_undecodable() -> None:
     with pytest.raises(Undecodable, match="no run id"):
         decode(headers={"Run-Id": "../../etc"})
+
+
+def test_two_run_ids_are_one_too_many() -> None:
+    payload, headers = b'{"run": "a"}', {"Run-Id": "b"}
+    with pytest.raises(Undecodable, match="two runs: 'a' in its body, 'b' in Run-Id"):
+        decode(payload=payload, headers=headers)
+    assert codec.run_of_command(headers, payload, 9) == "b"
+
+
+def test_a_reason_is_kept() -> None:
+    assert decode(payload=b'{"reason": " the nightly one failed "}').reason == "the nightly one failed"
+    assert decode(payload=b'{"reason": " "}').reason is None
+    assert decode(payload=codec.encode_command('why: \u00fc "x"')).reason == 'why: ü "x"'
+    assert decode(payload=codec.encode_command(None)).reason is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        (b"now!", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "object"),
+        (b'"now"', "object"),
+        (b"null", "object"),
+        (b'{"run": "a", "run": "b"}', "'run' twice"),
+        (b'{"run": "no spaces"}', "run: "),
+        (b'{"run": 17}', "run: "),
+        (b'{"reason": "' + b"x" * 1001 + b'"}', "reason: .*1000"),
+        (b'{"reason": "a\\u0000b"}', "reason: "),
+        (b'{"reason": "\\ud800"}', "does not fit"),
+        (b'{"unknown": 1}', "unknown: "),
+        (b'{"a":' * 20_000, "nested too deeply"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told(payload: bytes, complaint: str) -> None:
+    with pytest.raises(Undecodable, match=complaint):
+        decode(payload=payload)
+    assert codec.run_of_command({"Nats-Msg-Id": "m"}, payload, 9) == "m"
+
+
+# --- CloudEvents -----------------------------------------------------------------------------------------
+
+BINARY = {"ce-specversion": "1.0", "ce-id": "order-17", "ce-source": "/orders", "ce-type": "com.example.order.paid"}
+STRUCTURED = {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+
+
+def structured(**members: object) -> bytes:
+    event = {name.removeprefix("ce-"): value for name, value in BINARY.items()} | members
+    return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
+
+
+@pytest.mark.parametrize("payload", [b"", b'{"reason": "paid"}'])
+def test_a_command_may_be_a_cloudevent_in_binary_mode(payload: bytes) -> None:
+    headers = {"Content-Type": "application/json", **{name.upper(): value for name, value in BINARY.items()}}
+    command = decode(payload=payload, headers=headers)
+    assert (command.run, command.reason) == ("order-17", "paid" if payload else None)
+    assert codec.run_of_command(headers, payload, 9) == "order-17"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"data": {"reason": "paid"}},
+        {"data": {"reason": "paid"}, "datacontenttype": "application/vnd.order+json; v=1"},
+        {"data_base64": "eyJyZWFzb24iOiAicGFpZCJ9"},
+    ],
+)
+def test_a_command_may_be_a_cloudevent_in_structured_mode(data: dict[str, object]) -> None:
+    payload = structured(partitionkey="a", anumber=7, **data)
+    command = decode(payload=payload, headers=STRUCTURED)
+    assert (command.run, command.reason) == ("order-17", "paid")
+    assert codec.run_of_command(STRUCTURED, payload, 9) == "order-17"
+
+
+def test_a_cloudevent_without_data_is_a_command_too() -> None:
+    assert decode(payload=structured(), headers=STRUCTURED).run == "order-17"
+
+
+def test_what_names_the_run_wins_over_the_id_of_the_event() -> None:
+    assert decode(payload=b'{"run": "mine"}', headers=BINARY).run == "mine"
+    assert decode(payload=b"", headers={**BINARY, "Run-Id": "mine"}).run == "mine"
+    assert decode(payload=b"", headers={**BINARY, "Nats-Msg-Id": "mine"}).run == "mine"
+    assert decode(payload=structured(data={"run": "mine"}), headers=STRUCTURED).run == "mine"
+
+
+def test_the_id_of_an_event_that_is_no_run_id_is_hashed_with_its_source() -> None:
+    def run(event_id: str, source: str) -> str:
+        return decode(payload=b"", headers={**BINARY, "ce-id": event_id, "ce-source": source}).run
+
+    assert re.fullmatch("evt-[0-9a-f]{32}", run("order:17", "/a"))
+    assert run("order:17", "/a") == run("order%3A17", "/a"), "headers are percent-encoded"
+    assert len({run("order:17", "/a"), run("order:17", "/b"), run("order:18", "/a")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "payload", "complaint"),
+    [
+        *(({**BINARY, name: ""}, b"", f"has no {name[3:]}") for name in BINARY),
+        ({"ce-id": "1"}, b"", "has no specversion, source, type"),
+        ({**BINARY, "ce-specversion": "0.3"}, b"", "specversion is '0.3'"),
+        ({**BINARY, "ce-datacontenttype": "text/xml"}, b"<run/>", "'text/xml'; JSON"),
+        (BINARY, b"[]", "object"),
+        (STRUCTURED, b"", "not JSON"),
+        (STRUCTURED, b"{", "not JSON"),
+        (STRUCTURED, b"[]", "no JSON object"),
+        (STRUCTURED, b"{}", "has no specversion, id, source, type"),
+        (STRUCTURED, structured(id=17), "has no id"),
+        (STRUCTURED, structured(source=None), "has no source"),
+        (STRUCTURED, structured(specversion="2.0"), "specversion is '2.0'"),
+        (STRUCTURED, structured(data="run!"), "object"),
+        (STRUCTURED, structured(data={"run": "a b"}), "run: "),
+        (STRUCTURED, structured(data={"x": 1}), "x: "),
+        (STRUCTURED, structured(data={}, data_base64="e30="), "both"),
+        (STRUCTURED, structured(data_base64="?"), "no Base64"),
+        (STRUCTURED, structured(data_base64=7), "no Base64"),
+        (STRUCTURED, b'{"id": "a", "id": "b"}', "'id' twice"),
+        ({"Content-Type": "application/cloudevents-batch+json"}, b"[]", "cloudevents-batch"),
+        ({"content-type": "application/cloudevents+avro"}, b"", "avro"),
+        ({"content-type": "application/cloudevents"}, b"", "not understood"),
+    ],
+)
+def test_what_is_wrong_with_a_cloudevent_is_told(headers: dict[str, str], payload: bytes, complaint: str) -> None:
+    with pytest.raises(Undecodable, match=complaint):
+        decode(payload=payload, headers=headers)
+    assert RUN_ID.fullmatch(codec.run_of_command(headers, payload, 9))
+
+
+@given(
+    st.dictionaries(st.sampled_from([*BINARY, "Content-Type", "Run-Id", "Nats-Msg-Id"]), st.text(max_size=30)),
+    st.binary(max_size=100) | st.builds(structured, data=st.text() | st.none(), id=st.text() | st.integers()),
+)
+def test_any_message_is_a_command_or_undecodable(headers: dict[str, str], payload: bytes) -> None:
+    try:
+        command = decode(payload=payload, headers=headers)
+    except Undecodable as undecodable:
+        assert str(undecodable)
+        assert RUN_ID.fullmatch(codec.run_of_command(headers, payload, 9))
+    else:
+        assert codec.run_of_command(headers, payload, 9) == command.run

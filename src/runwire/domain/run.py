@@ -22,6 +22,7 @@ PUBLIC_FIELDS = (
     "code",
     "attempt",
     "source",
+    "reason",
     "accepted",
     "started",
     "finished",
@@ -157,6 +158,8 @@ class Run(Model):
     attempt: int
     """1 for the first; counts retries and lost workers alike, so it can serve as a fencing token. 0: it never began."""
     source: Source
+    reason: str | None = None
+    """Why it was asked for, in somebody's words."""
     accepted: AwareDatetime
     """When the command was stored; of a skipped tick: its time."""
     tick: Tick | None = None
@@ -198,6 +201,8 @@ class Command:
     """1 for the first delivery, +1 with each further one."""
     tick: Tick | None = None
     """The tick of the schedule that it stands for."""
+    reason: str | None = None
+    """Why, for people."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,13 @@
-"""JSON bodies -> pydantic models, or a clear answer.
-
-pydantic's parser takes the last of two members with the same name, and lets NaN, Infinity and 1e400 pass. Two readers
-could make two things of such a body (RFC 8259 section 4), and what is no JSON could not be written back as JSON: both
-are refused here, for every endpoint alike.
-"""
+"""JSON bodies -> pydantic models, or a clear answer. What is no JSON in the strict sense is refused everywhere."""
 
 from __future__ import annotations
 
-import json
-import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json
 
+from runwire.domain import strictjson
 from runwire.domain.errors import FieldError, InvalidFields, MalformedBody
 
 T = TypeVar("T", bound=BaseModel)
@@ -55,30 +49,8 @@ def read_json(body: bytes) -> JsonValue:
 
 
 def _check(body: bytes) -> None:
-    """Raise MalformedBody unless the body is JSON in the strict sense, and means the same to every reader."""
+    """Raise MalformedBody unless the body is JSON in the strict sense."""
     try:
-        json.loads(body.decode(), object_pairs_hook=_members, parse_constant=_constant, parse_float=_number)
-    except RecursionError:
-        raise MalformedBody("The body is nested too deeply.") from None
+        strictjson.check(body)
     except ValueError as error:
         raise MalformedBody(f"The body is not JSON: {error}.") from None
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in members:
-            raise ValueError(f"an object has the member {name[:80]!r} twice")
-        members[name] = value
-    return members
-
-
-def _constant(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:80]} is out of range")
-    return number

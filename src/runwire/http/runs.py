@@ -14,17 +14,17 @@ from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Forbidden, RunNotFound, TaskNotFound
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import PUBLIC_FIELDS, Run, RunCode, Source
-from runwire.domain.task import MAX_ID, whole_seconds
+from runwire.domain.run import Run, RunCode
+from runwire.domain.task import MAX_ID
 from runwire.http import prefer
 from runwire.http.endpoint import PREFER, RUN_ID, TASK_ID, Answer, Endpoint
 from runwire.http.lookup import find_task, run_id, task_id
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, Query, parse_query
-from runwire.http.schemas import LogPageView, RunView, instant, json_bytes, progress_view
+from runwire.http.schemas import LogPageView, RunView, json_bytes, progress_view
 from runwire.http.services import Services, services
 from runwire.http.waiting import wait_until
-from runwire.messaging import commands, deadletters, events, subjects
+from runwire.messaging import commands, deadletters, events
 from runwire.messaging.broker import UNAVAILABLE
 from runwire.readmodel.reader import is_of
 
@@ -151,17 +151,7 @@ async def _queued(parts: Services, document: Document) -> dict[str, Any] | None:
     """The run that the task's command in COMMANDS asks for, as it is shown before a worker has it."""
     task = document.task
     command = await commands.outstanding(parts.bus, task.chain, task.id)
-    if command is None:
-        return None
-    return dict.fromkeys(PUBLIC_FIELDS) | {
-        "id": commands.run_of(command),
-        "task": task.id,
-        "chain": task.chain,
-        "code": RunCode.READY.value,
-        "attempt": 0,
-        "source": (command.headers or {}).get(subjects.RUN_SOURCE, Source.BUS),
-        "accepted": instant(whole_seconds(command.time)) if command.time else None,
-    }
+    return None if command is None else commands.queued_run(command).public()
 
 
 ENDPOINTS = (

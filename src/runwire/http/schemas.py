@@ -104,6 +104,7 @@ EXAMPLE_RUN: dict[str, Any] = {
     "code": "DONE",
     "attempt": 1,
     "source": "http",
+    "reason": None,
     "accepted": "2026-05-26T14:35:00Z",
     "started": "2026-05-26T14:35:00Z",
     "finished": "2026-05-26T14:35:45Z",
@@ -310,6 +311,7 @@ class RunInEvent(BaseModel):
     ]
     attempt: int
     source: Literal["http", "bus", "schedule"]
+    reason: Annotated[str | None, Field(description="Why it was asked for, as a command on the bus may say.")]
     accepted: datetime
     started: datetime | None
     finished: datetime | None

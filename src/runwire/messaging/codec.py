@@ -7,34 +7,41 @@ payload is the document as JSON. Everything that arrives is validated here; what
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import from_json
 
+from runwire.domain import strictjson
 from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import RUN_ID, Command, Source, Tick
 from runwire.domain.task import LogEntry, ProgressReport
 from runwire.domain.ticks import Alarm
-from runwire.messaging import subjects
+from runwire.messaging import cloudevents, subjects
+from runwire.messaging.cloudevents import CloudEvent
 
 LARGEST_DOCUMENT = 16 * 1024
 """Bytes of JSON a task may take when it is created, so that every later version of it fits a message."""
+LONGEST_REASON = 1000
+"""Characters of why a run is asked for."""
 
 
 class CommandBody(BaseModel):
-    """The optional body of an execute command on the bus."""
+    """The optional body of an execute command on the bus, or the data of one that is a CloudEvent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")] | None = None
-    """The run id; None: the header ``Run-Id``, else ``Nats-Msg-Id`` (hashed when it is no run id), else one made
-    from the position in the stream."""
-    reason: Annotated[str, Field(max_length=1000)] | None = None
+    """The run id; None: see :func:`_run_id`."""
+    reason: (
+        Annotated[str, StringConstraints(max_length=LONGEST_REASON, pattern=r"^[^\x00]*$", strip_whitespace=True)]
+        | None
+    ) = None
     """Why, for people."""
 
 
@@ -90,41 +97,42 @@ def decode_command(
 ) -> Command:
     """The command in a message of COMMANDS. Raises Undecodable."""
     chain, task = subjects.parse(subject)
-    try:
-        body = CommandBody.model_validate_json(payload) if payload.strip() else CommandBody()
-    except ValidationError as invalid:
-        raise Undecodable(_first_complaint(invalid)) from None
-    known = {name.lower(): value for name, value in (headers or {}).items()}
-    run = _run_id(body, known, sequence)
-    if not RUN_ID.fullmatch(run):
-        raise Undecodable(f"{run[:80]!r} is no run id: 1 to 64 letters, digits, - and _")
+    known = _lower(headers)
+    event = cloudevents.read(known, payload)
+    body = _body(payload if event is None else event.data)
     return Command(
         chain=chain,
         task=task,
-        run=run,
+        run=_run_id(body, known, event, sequence),
         source=source_of_command(headers),
         tick=tick_of_command(headers),
+        reason=body.reason or None,
         accepted=accepted,
         sequence=sequence,
         delivery=delivery,
     )
 
 
+def encode_command(reason: str | None) -> bytes:
+    """The body of a command of ours: who and when are in its headers."""
+    return b"{}" if reason is None else CommandBody(reason=reason).model_dump_json(exclude_none=True).encode()
+
+
 def run_of_command(message_headers: Mapping[str, str] | None, payload: bytes, sequence: int) -> str:
     """The run id of a stored command, also of one that is not well formed."""
+    known = _lower(message_headers)
     try:
-        body = CommandBody.model_validate_json(payload) if payload.strip() else CommandBody()
-    except ValidationError:
-        body = CommandBody()
-    known = {name.lower(): value for name, value in (message_headers or {}).items()}
-    run = _run_id(body, known, sequence)
-    return run if RUN_ID.fullmatch(run) else f"bus-{sequence}"
+        event = cloudevents.read(known, payload)
+        return _run_id(_body(payload if event is None else event.data), known, event, sequence)
+    except Undecodable:
+        with contextlib.suppress(Undecodable):
+            return _run_id(CommandBody(), known, None, sequence)
+        return f"bus-{sequence}"
 
 
 def source_of_command(message_headers: Mapping[str, str] | None) -> Source:
     """The door a stored command came in by, also of one that is not well formed."""
-    known = {name.lower(): value for name, value in (message_headers or {}).items()}
-    source = known.get(subjects.RUN_SOURCE.lower(), Source.BUS)
+    source = _lower(message_headers).get(subjects.RUN_SOURCE.lower(), Source.BUS)
     return Source(source) if source in set(Source) else Source.BUS
 
 
@@ -183,17 +191,50 @@ def decode_progress(payload: bytes) -> ProgressReport:
         raise Undecodable(_first_complaint(invalid)) from None
 
 
-def _run_id(body: CommandBody, headers: Mapping[str, str], sequence: int) -> str:
-    """The id a command gives its run; one that gives none gets it from its place in the stream."""
-    named = body.run or headers.get(subjects.RUN_ID.lower())
+def _lower(headers: Mapping[str, str] | None) -> dict[str, str]:
+    return {name.lower(): value for name, value in (headers or {}).items()}
+
+
+def _body(text: bytes) -> CommandBody:
+    """The body of a command. Raises Undecodable."""
+    if text == b"{}" or not text.strip():
+        return CommandBody()
+    try:
+        strictjson.check(text)
+        return CommandBody.model_validate_json(text)
+    except ValidationError as invalid:
+        raise Undecodable(f"The body of the command does not fit: {_first_complaint(invalid)}.") from None
+    except ValueError as error:
+        raise Undecodable(f"The body of the command is not JSON: {error}.") from None
+
+
+def _run_id(body: CommandBody, headers: Mapping[str, str], event: CloudEvent | None, sequence: int) -> str:
+    """The id a command gives its run. Raises Undecodable when it gives two, or one that is none.
+
+    Body and ``Run-Id`` name it. Else it is what makes the command the only one of its kind: ``Nats-Msg-Id``, the
+    CloudEvent's id, its place in the stream; hashed when that is no run id.
+    """
+    header = headers.get(subjects.RUN_ID.lower())
+    if body.run and header and body.run != header:
+        raise Undecodable(
+            f"The command names two runs: {body.run!r} in its body, {header[:80]!r} in {subjects.RUN_ID}."
+        )
+    named = body.run or header
     if named:
+        if not RUN_ID.fullmatch(named):
+            raise Undecodable(f"{named[:80]!r} is no run id: 1 to 64 letters, digits, - and _")
         return named
     message_id = headers.get(subjects.MSG_ID.lower())
-    if not message_id:
-        return f"bus-{sequence}"
-    if RUN_ID.fullmatch(message_id):
-        return message_id
-    return f"msg-{sha256(message_id.encode()).hexdigest()[:32]}"
+    if message_id:
+        return message_id if RUN_ID.fullmatch(message_id) else _hashed("msg", message_id)
+    if event is not None:
+        event_id, source = event.attributes["id"], event.attributes["source"]
+        return event_id if RUN_ID.fullmatch(event_id) else _hashed("evt", f"{source}\n{event_id}")
+    return f"bus-{sequence}"
+
+
+def _hashed(kind: str, text: str) -> str:
+    return f"{kind}-{sha256(text.encode()).hexdigest()[:32]}"
 
 
 def _first_complaint(invalid: ValidationError) -> str:

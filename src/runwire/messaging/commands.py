@@ -16,7 +16,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from runwire.domain import lifecycle
-from runwire.domain.errors import NotAccepted, TaskBusy
+from runwire.domain.errors import NotAccepted, TaskBusy, Undecodable
 from runwire.domain.lifecycle import has_ended
 from runwire.domain.run import Command, Run, Source, Tick
 from runwire.messaging import chains, codec, events, subjects
@@ -45,7 +45,15 @@ class _Verdict(Enum):
 
 
 async def publish(
-    bus: Bus, chain: int, task: int, run: str, *, source: Source, patience: float, tick: Tick | None = None
+    bus: Bus,
+    chain: int,
+    task: int,
+    run: str,
+    *,
+    source: Source,
+    patience: float,
+    tick: Tick | None = None,
+    reason: str | None = None,
 ) -> None:
     """Store the command that starts ``run``; afterwards it is durable. May be repeated with the same run id.
 
@@ -56,11 +64,12 @@ async def publish(
     headers = {subjects.MSG_ID: run, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
     if tick is not None:
         headers[subjects.RUN_TICK] = codec.encode_tick(tick)
+    body = codec.encode_command(reason)
     pause = 0.02
     refused = False
     while True:
         try:
-            verdict = await _try(bus, chain, task, run, headers=headers, deadline=deadline)
+            verdict = await _try(bus, chain, task, run, body=body, headers=headers, deadline=deadline)
             if verdict is _Verdict.REFUSED and not refused:
                 refused = True  # most often the acknowledgement of the last run is on its way: no need to look
                 await asyncio.sleep(GRACE)
@@ -102,17 +111,22 @@ def run_of(message: RawStreamMsg) -> str:
 
 
 def queued_run(message: RawStreamMsg) -> Run:
-    """The run that a stored command asks for, as long as no worker has claimed it."""
-    chain, task = subjects.parse(message.subject or "")
-    command = Command(
-        chain=chain,
-        task=task,
-        run=run_of(message),
-        source=codec.source_of_command(message.headers),
-        accepted=message.time or datetime.now(UTC),
-        sequence=message.seq or 0,
-        delivery=0,
-    )
+    """The run that a stored command asks for, as long as no worker has claimed it; also of one that is garbled."""
+    subject, body, sequence = message.subject or "", message.data or b"", message.seq or 0
+    accepted = message.time or datetime.now(UTC)
+    try:
+        command = codec.decode_command(subject, body, message.headers, sequence=sequence, delivery=0, accepted=accepted)
+    except Undecodable:
+        chain, task = subjects.parse(subject)
+        command = Command(
+            chain=chain,
+            task=task,
+            run=run_of(message),
+            source=codec.source_of_command(message.headers),
+            accepted=accepted,
+            sequence=sequence,
+            delivery=0,
+        )
     return lifecycle.queued(command)
 
 
@@ -122,12 +136,14 @@ async def remove(bus: Bus, message: RawStreamMsg) -> None:
         await bus.js.delete_msg(subjects.COMMANDS, message.seq or 0)
 
 
-async def _try(bus: Bus, chain: int, task: int, run: str, *, headers: dict[str, str], deadline: float) -> _Verdict:
+async def _try(
+    bus: Bus, chain: int, task: int, run: str, *, body: bytes, headers: dict[str, str], deadline: float
+) -> _Verdict:
     timeout = max(0.1, min(REQUEST_TIMEOUT, deadline - asyncio.get_running_loop().time()))
     if chain not in bus.chains:
         await chains.ensure(bus, chain, timeout=timeout)
     try:
-        ack = await bus.js.publish(subjects.command(chain, task), b"{}", headers=headers, timeout=timeout)
+        ack = await bus.js.publish(subjects.command(chain, task), body, headers=headers, timeout=timeout)
     except APIError as error:
         if error.err_code == REFUSED:
             return _Verdict.REFUSED

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
-from runwire.domain.errors import Undecodable
 from runwire.messaging import codec, subjects
 from runwire.messaging.broker import Bus
 
@@ -44,10 +43,7 @@ async def bury(bus: Bus, subject: str, *, reason: str, detail: str) -> None:
 async def _keep(
     bus: Bus, subject: str, body: bytes, known: dict[str, str] | None, sequence: int, *, reason: str, detail: str
 ) -> None:
-    try:
-        chain, task = subjects.parse(subject)
-    except Undecodable:
-        chain, task = 0, 0
+    chain, task = _place(subject)
     headers = {
         subjects.MSG_ID: f"dead-{sequence}",
         subjects.RUN_ID: codec.run_of_command(known, body, sequence),
@@ -57,6 +53,13 @@ async def _keep(
         subjects.DEAD_SEQUENCE: str(sequence),
     }
     await bus.js.publish(subjects.dead_letter(chain, task), body, headers=headers)
+
+
+def _place(subject: str) -> tuple[int, int]:
+    """The (chain, task) a command's subject names; 0 for what it does not, and for the task when there is no chain."""
+    tokens = [subjects.id_of_token(token) or 0 for token in subject.split(".")[2:4]]
+    chain, task = (*tokens, 0, 0)[:2]
+    return chain, task if chain else 0
 
 
 async def last(bus: Bus, chain: int, task: int) -> DeadLetter | None:
