@@ -67,6 +67,10 @@ class Context:
     """The tenant the task belongs to."""
     filters: dict[str, JsonValue] = field(default_factory=dict)
     """The filters of the task's trigger: segment, segment_id, user_list, as far as given."""
+    traceparent: str | None = None
+    """W3C Trace Context for whoever the action calls; None: the run was not asked for in a trace."""
+    tracestate: str | None = None
+    """What belongs to it."""
     write_log: Callable[[LogLevel, str], None] = field(repr=False, default=lambda _level, _message: None)
     """Where :meth:`log` hands its lines to."""
     write_progress: Callable[[float | None, str], None] = field(repr=False, default=lambda _fraction, _message: None)
@@ -84,6 +88,12 @@ class Context:
         then, and return: what comes of it is dropped.
         """
         return self.stopped.is_set()
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """``traceparent`` and ``tracestate`` as headers, as far as there are."""
+        given = {"traceparent": self.traceparent, "tracestate": self.tracestate}
+        return {name: value for name, value in given.items() if value is not None}
 
     def log(self, message: object, level: LogLevel | str = LogLevel.INFO) -> None:
         """Add a line to the task's logs. A plain call that returns at once; may be made from any thread."""

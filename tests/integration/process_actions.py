@@ -60,6 +60,7 @@ def about(params: Anything, ctx: runwire.Context) -> Anything:
         "params": params,
         "pid": os.getpid(),
         "context": [ctx.run_id, ctx.attempt, ctx.deadline.isoformat(), ctx.task, ctx.chain, ctx.filters, ctx.cancelled],
+        "trace": ctx.trace_headers,
         "files": [path.name for path in Path("/proc/self/fd").iterdir()],
         "stdin": sys.stdin.read(),
         "leads": os.getpgrp() == os.getpid(),

@@ -52,6 +52,7 @@ class Caller:
     async def __call__(self, action: str, **parameters: Any) -> Any:
         context = Context(
             run_id="r1", attempt=2, deadline=DEADLINE, task=7, chain=1764, filters={"segment": "é"},
+            traceparent="00-trace", tracestate="a=b",
             write_log=self.write,
             write_progress=lambda fraction, message: self.reports.append((fraction, message)),
             read_secret=self.secret,
@@ -96,6 +97,7 @@ async def test_a_function_is_called_in_a_process_of_its_own(call: Caller, action
     first, second = await call(action, **parameters), await call(action, **parameters)
     assert first["params"] == parameters
     assert first["context"] == ["r1", 2, DEADLINE.isoformat(), 7, 1764, {"segment": "é"}, False]
+    assert first["trace"] == {"traceparent": "00-trace", "tracestate": "a=b"}
     assert len({first["pid"], second["pid"], os.getpid()}) == 3
     assert (first["leads"], first["stdin"]) == (True, "")
     assert len(first["files"]) <= 8, "stdin, stdout, stderr, the channel, and what asyncio and listdir open"

@@ -64,7 +64,7 @@ async def test_the_runs_of_a_task_come_newest_first_and_by_pages(live: httpx.Asy
     assert [run["id"] for run in everything.json()] == runs[::-1]
     assert set(everything.json()[0]) == {
         "id", "task", "chain", "code", "attempt", "source", "reason", "accepted", "started", "finished", "result",
-        "error", "next_attempt", "progress",
+        "error", "next_attempt", "trace_id", "progress",
     }  # fmt: skip
     assert everything.headers["x-total-count"] == "7"
     page = await live.get(f"/tasks/{task}/runs?limit=3&offset=3")

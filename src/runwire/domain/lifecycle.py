@@ -250,6 +250,7 @@ def claim(document: Document, command: Command, *, claim_id: str, now: datetime)
         reason=previous.reason if previous else command.reason,
         accepted=previous.accepted if previous else whole_seconds(command.accepted),
         tick=command.tick,
+        trace=previous.trace if previous else command.trace,
         started=previous.started if previous else now,
         log_seq=previous.log_seq if previous else 0,
         claim=Claim(
@@ -335,6 +336,7 @@ def queued(command: Command) -> Run:
         reason=command.reason,
         accepted=whole_seconds(command.accepted),
         tick=command.tick,
+        trace=command.trace,
         claim=Claim(id="", command=command.sequence, delivery=0),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import AwareDatetime, JsonValue
 
 from runwire.domain.task import Model, whole_seconds
+from runwire.domain.trace import Trace
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run id looks like, whoever made it: safe in a URL, a header and a bucket key."""
@@ -29,8 +30,9 @@ PUBLIC_FIELDS = (
     "result",
     "error",
     "next_attempt",
+    "trace_id",
 )
-"""Of what is stored, and ``next_attempt``: when a run that waits between two tries goes on."""
+"""Of what is stored, ``next_attempt``: when a run that waits between two tries goes on, and ``trace_id``."""
 
 
 class RunCode(StrEnum):
@@ -164,6 +166,8 @@ class Run(Model):
     """When the command was stored; of a skipped tick: its time."""
     tick: Tick | None = None
     """What the schedule wanted it for; None: it came in by another door."""
+    trace: Trace | None = None
+    """Its own place in the trace in which it was asked for; None: it was asked for in none."""
     started: AwareDatetime | None = None
     """When the first attempt began; None: it was cancelled before."""
     finished: AwareDatetime | None = None
@@ -183,7 +187,10 @@ class Run(Model):
         """The run as the HTTP API shows it: JSON-ready."""
         following = None if self.is_final else self.claim.retry_at
         when = None if following is None else f"{whole_seconds(following):%Y-%m-%dT%H:%M:%SZ}"
-        return self.model_dump(mode="json", include=set(PUBLIC_FIELDS)) | {"next_attempt": when}
+        return self.model_dump(mode="json", include=set(PUBLIC_FIELDS)) | {
+            "next_attempt": when,
+            "trace_id": self.trace and self.trace.id,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +210,8 @@ class Command:
     """The tick of the schedule that it stands for."""
     reason: str | None = None
     """Why, for people."""
+    trace: Trace | None = None
+    """The run's place in the trace in which it was asked for."""
 
 
 @dataclass(frozen=True)

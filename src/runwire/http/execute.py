@@ -42,6 +42,7 @@ from runwire.http.prefer import Preference
 from runwire.http.query import Query, parse_query
 from runwire.http.schemas import ExecuteView, ended_view, execute_view, json_bytes
 from runwire.http.services import Services, services
+from runwire.http.tracing import TRACE, trace_of
 from runwire.http.waiting import Call
 
 PATH = "/tasks/{id}/execute"
@@ -94,7 +95,7 @@ async def execute(request: Request) -> Response:
 
     wait = preference.seconds(parts.settings.wait_seconds)
     deadline = asyncio.get_running_loop().time() + wait
-    call = Call(request=request, parts=parts, document=document, deadline=deadline)
+    call = Call(request=request, parts=parts, document=document, deadline=deadline, trace=trace_of(request))
     claimed = None if key is None else await _claim(call, principal.token, key)
     outcome = await _carry_out(call, claimed, query.if_running)
     headers = _headers(document, outcome, preference)
@@ -205,7 +206,7 @@ RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Se
 ENDPOINTS = (
     Endpoint(
         method="POST", path=PATH, handle=execute,
-        parameters=(TASK_ID, PREFER, IDEMPOTENCY_KEY),
+        parameters=(TASK_ID, PREFER, IDEMPOTENCY_KEY, *TRACE),
         query=ExecuteQuery,
         answers={
             200: Answer(text="The run has ended.", model=ExecuteView, headers=RUN_HEADERS | REPLAYED | TASK_ERROR),

@@ -111,6 +111,7 @@ EXAMPLE_RUN: dict[str, Any] = {
     "result": {"rows": 1200, "bytes": 98304, "file": "Runs_Export-12345.csv"},
     "error": None,
     "next_attempt": None,
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
     "progress": {"fraction": 1.0, "message": "1200 rows", "date": "2026-05-26T14:35:44Z"},
 }
 
@@ -320,6 +321,7 @@ class RunInEvent(BaseModel):
     next_attempt: Annotated[
         datetime | None, Field(description="When it goes on, while it waits between two tries; `error`: why.")
     ]
+    trace_id: Annotated[str | None, Field(description="The trace in which it was asked for (W3C Trace Context).")]
 
 
 class RunView(RunInEvent):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from nats.errors import Error as NatsError
@@ -323,7 +324,7 @@ def _line_frame(line: Line, event_id: str) -> bytes:
 def _cloud_event(event: Event) -> dict[str, Any]:
     """The event as the bus has it, without what is only for workers and managers."""
     document = event.document
-    attributes = {name[3:]: value for name, value in event.headers.items() if name.startswith("ce-")}
+    attributes = {name[3:]: unquote(value) for name, value in event.headers.items() if name.startswith("ce-")}
     task = task_view(document, [], now=datetime.fromisoformat(event.headers["ce-time"]))
     del task["logs"]
     if document.change is Change.DELETED and "next" in task["trigger"]:
@@ -412,6 +413,10 @@ class TaskEvent(_View):
     subject: Annotated[str | None, Field(description="Id of the run; absent before the first.")] = None
     time: datetime
     datacontenttype: Literal["application/json"]
+    traceparent: Annotated[
+        str | None, Field(description="Of what a run brings about: its place in the trace in which it was asked for.")
+    ] = None
+    tracestate: Annotated[str | None, Field(description="What belongs to it.")] = None
     data: EventData
 
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from runwire.domain.errors import Draining, TaskBusy, TaskNotFound
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import Run, Source
+from runwire.domain.trace import Trace
 from runwire.http.services import Services
 from runwire.messaging import commands, deadletters
 from runwire.messaging.broker import UNAVAILABLE
@@ -57,6 +58,10 @@ class Call:
     """The task as it was when the call came."""
     deadline: float
     """Loop time until which the caller wants to wait."""
+    trace: Trace | None = None
+    """The trace that the caller is in."""
+    reason: str | None = None
+    """Why the run is asked for."""
 
     @property
     def time_left(self) -> float:
@@ -72,7 +77,16 @@ class Call:
         """Ask for the run; afterwards that is durable. Raises TaskBusy, TooManyOutstanding or NotAccepted."""
         task, outstanding = self.document.task, self.parts.outstanding
         with await outstanding.admit(task.chain) if outstanding else nullcontext():
-            await commands.publish(self.parts.bus, task.chain, task.id, run, source=Source.HTTP, patience=self.patience)
+            await commands.publish(
+                self.parts.bus,
+                task.chain,
+                task.id,
+                run,
+                source=Source.HTTP,
+                patience=self.patience,
+                reason=self.reason,
+                trace=self.trace,
+            )
 
     async def publish_in_turn(self, run: str) -> None:
         """Ask for the run as soon as the task is free, after those who were here before.

@@ -14,7 +14,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic_core import from_json, to_json
 
@@ -25,6 +25,8 @@ PREFIX = "ce-"
 FAMILY, JSON_FORMAT = "application/cloudevents", "application/cloudevents+json"
 REQUIRED = ("specversion", "id", "source", "type")
 DATA = {"data", "data_base64"}
+PLAIN = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+"""What stands for itself in the header of an attribute."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def read(headers: Mapping[str, str], payload: bytes) -> CloudEvent | None:
         return _structured(media, payload)
     attributes = {name.removeprefix(PREFIX): unquote(headers[name]) for name in headers if name.startswith(PREFIX)}
     return _checked(attributes, payload) if attributes else None
+
+
+def encoded(value: str) -> str:
+    """An attribute's value as its header has it in binary mode."""
+    return quote(value, safe=PLAIN)
 
 
 def _structured(media: str, payload: bytes) -> CloudEvent:

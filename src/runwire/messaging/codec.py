@@ -16,12 +16,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import from_json
 
-from runwire.domain import strictjson
+from runwire.domain import strictjson, trace
 from runwire.domain.errors import Undecodable
-from runwire.domain.lifecycle import Document
+from runwire.domain.lifecycle import Change, Document
 from runwire.domain.run import RUN_ID, Command, Source, Tick
 from runwire.domain.task import LogEntry, ProgressReport
 from runwire.domain.ticks import Alarm
+from runwire.domain.trace import Trace
 from runwire.messaging import cloudevents, subjects
 from runwire.messaging.cloudevents import CloudEvent
 
@@ -29,6 +30,10 @@ LARGEST_DOCUMENT = 16 * 1024
 """Bytes of JSON a task may take when it is created, so that every later version of it fits a message."""
 LONGEST_REASON = 1000
 """Characters of why a run is asked for."""
+
+
+COURSE = {Change.CLAIMED, Change.RETRYING, Change.RELEASED, Change.CONCLUDED}
+"""The changes that belong to the trace of the run."""
 
 
 class CommandBody(BaseModel):
@@ -61,6 +66,9 @@ def event_headers(document: Document, event_id: str, at: datetime) -> dict[str, 
     }
     if document.run is not None:
         headers["ce-subject"] = document.run.id
+        if document.run.trace is not None and document.change in COURSE:
+            for name, value in document.run.trace.headers().items():
+                headers |= {name: value, f"ce-{name}": cloudevents.encoded(value)}
     return headers
 
 
@@ -100,13 +108,15 @@ def decode_command(
     known = _lower(headers)
     event = cloudevents.read(known, payload)
     body = _body(payload if event is None else event.data)
+    run = _run_id(body, known, event, sequence)
     return Command(
         chain=chain,
         task=task,
-        run=_run_id(body, known, event, sequence),
+        run=run,
         source=source_of_command(headers),
         tick=tick_of_command(headers),
         reason=body.reason or None,
+        trace=trace.of_run(_trace(known, event), run),
         accepted=accepted,
         sequence=sequence,
         delivery=delivery,
@@ -231,6 +241,15 @@ def _run_id(body: CommandBody, headers: Mapping[str, str], event: CloudEvent | N
         event_id, source = event.attributes["id"], event.attributes["source"]
         return event_id if RUN_ID.fullmatch(event_id) else _hashed("evt", f"{source}\n{event_id}")
     return f"bus-{sequence}"
+
+
+def _trace(headers: Mapping[str, str], event: CloudEvent | None) -> Trace | None:
+    """The trace in which a command was published, else the one in which its CloudEvent came to be."""
+    for known in (headers, event.attributes if event is not None else {}):
+        found = trace.parse(known.get(subjects.TRACE_PARENT), known.get(subjects.TRACE_STATE))
+        if found is not None:
+            return found
+    return None
 
 
 def _hashed(kind: str, text: str) -> str:

@@ -19,6 +19,7 @@ from runwire.domain import lifecycle
 from runwire.domain.errors import NotAccepted, TaskBusy, Undecodable
 from runwire.domain.lifecycle import has_ended
 from runwire.domain.run import Command, Run, Source, Tick
+from runwire.domain.trace import Trace
 from runwire.messaging import chains, codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 
@@ -54,6 +55,7 @@ async def publish(
     patience: float,
     tick: Tick | None = None,
     reason: str | None = None,
+    trace: Trace | None = None,
 ) -> None:
     """Store the command that starts ``run``; afterwards it is durable. May be repeated with the same run id.
 
@@ -64,6 +66,8 @@ async def publish(
     headers = {subjects.MSG_ID: run, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
     if tick is not None:
         headers[subjects.RUN_TICK] = codec.encode_tick(tick)
+    if trace is not None:
+        headers |= trace.headers()
     body = codec.encode_command(reason)
     pause = 0.02
     refused = False

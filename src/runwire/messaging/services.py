@@ -89,7 +89,7 @@ def _check_connected(bus: Bus) -> None:
 
 def _headers(ctx: Context) -> dict[str, str]:
     """What a service learns about the run."""
-    return {
+    return ctx.trace_headers | {
         subjects.RUN_ID: ctx.run_id,
         subjects.RUN_ATTEMPT: str(ctx.attempt),
         subjects.TASK_ID: str(ctx.task),

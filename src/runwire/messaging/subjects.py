@@ -99,6 +99,9 @@ SERVICE_ERROR, SERVICE_ERROR_CODE = "Nats-Service-Error", "Nats-Service-Error-Co
 EVENT_ID = "ce-id"
 """The CloudEvents attribute that tells events apart; by it a writer recognises its own."""
 
+TRACE_PARENT, TRACE_STATE = "traceparent", "tracestate"
+"""W3C Trace Context, spelled as over HTTP."""
+
 # Headers of ours, on commands, requests, messages and dead letters.
 RUN_ID = "Run-Id"
 RUN_SOURCE = "Run-Source"

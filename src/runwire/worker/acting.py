@@ -133,6 +133,8 @@ class Actor:
             task=task.id,
             chain=task.chain,
             filters=task.filters,
+            traceparent=run.trace.parent if run.trace else None,
+            tracestate=run.trace.state if run.trace else None,
             write_log=line_log.write,
             write_progress=line_log.report,
             read_secret=secrets.get,

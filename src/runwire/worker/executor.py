@@ -345,12 +345,13 @@ def _report(action: str, attempt: Attempt, detail: str) -> None:
     level = logging.WARNING if action in {"fenced", "failed", "stopped"} else logging.INFO
     log.log(
         level,
-        "run %s task=%d run=%s attempt=%d action=%s %.3f s%s",
+        "run %s task=%d run=%s attempt=%d action=%s%s %.3f s%s",
         action,
         attempt.run.task,
         attempt.run.id,
         attempt.run.attempt,
         attempt.document.task_in_force.target.action,
+        f" trace={attempt.run.trace.id}" if attempt.run.trace else "",
         time.monotonic() - attempt.began,
         f" {detail}" if detail else "",
         extra={"action": action},

@@ -108,6 +108,8 @@ class Processes:
                 "task": context.task,
                 "chain": context.chain,
                 "filters": context.filters,
+                "traceparent": context.traceparent,
+                "tracestate": context.tracestate,
             },
         }
         stop = asyncio.Event()

@@ -83,7 +83,7 @@ def command_action(programs: Mapping[str, Program]) -> Handler:
 
 def _variables(ctx: Context) -> dict[str, str]:
     """What a command knows about its run."""
-    return {
+    return {name.upper(): value for name, value in ctx.trace_headers.items()} | {
         "RUNWIRE_RUN_ID": ctx.run_id,
         "RUNWIRE_TASK": str(ctx.task),
         "RUNWIRE_CHAIN": str(ctx.chain),

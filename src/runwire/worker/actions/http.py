@@ -106,6 +106,8 @@ def _request(params: HttpRequest, ctx: Context) -> Request:
     ours = {"User-Agent": f"runwire/{__version__}", "Accept": "*/*", "Idempotency-Key": ctx.run_id} | kind
     given = {name: _with_secrets(name, value, ctx) for name, value in params.headers.items()}
     theirs = {name.lower() for name in given}
+    if "traceparent" not in theirs:
+        ours |= ctx.trace_headers
     headers = {name: value for name, value in ours.items() if name.lower() not in theirs} | given
     return Request(method=params.method, url=checked_url(params.url), headers=tuple(headers.items()), content=content)
 
