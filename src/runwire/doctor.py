@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -21,7 +22,7 @@ from nats.js.errors import NotFoundError
 
 from runwire.domain.errors import SetupError
 from runwire.embedded import with_running_broker
-from runwire.messaging import accounts, callout, chains, site, streams, subjects
+from runwire.messaging import accounts, callout, chains, deadletters, site, streams, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.settings import Settings
 
@@ -77,6 +78,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
         yield await _workers(bus)
         yield await _bus_logins(bus)
+        yield await _dead_letters(bus)
         await bus.nc.close()
     yield _read_model(settings, last_event)
     yield await asyncio.to_thread(_adapter, settings)
@@ -174,6 +176,15 @@ async def _refusal(bus: Bus, secret: str) -> str | None:
 
 async def _say_nothing(_error: Exception) -> None:
     """The caller hears of it."""
+
+
+async def _dead_letters(bus: Bus) -> Finding:
+    thing = "dead letters"
+    try:
+        count = await deadletters.count_since(bus, datetime.now(UTC) - timedelta(hours=24))
+    except (*UNAVAILABLE, JetStreamError):
+        return Finding(thing, ok=False, detail="their stream is missing")
+    return Finding(thing, ok=True, detail=f"{count:,} in the last 24 hours")
 
 
 async def _roll_call(bus: Bus) -> list[dict[str, int]]:

@@ -292,7 +292,7 @@ async def test_rebuild_and_doctor_say_what_they_see(tmp_path: Path) -> None:
         assert [line.split("  ")[0] for line in lines] == [
             "broker", "stream COMMANDS", "stream EVENTS", "stream LOGS", "stream SCHEDULES",
             "stream DEADLETTERS", "stream KEYS", "stream AUDIT", "stream IDS",
-            "workers", "bus logins", "read model", "adapter",
+            "workers", "bus logins", "dead letters", "read model", "adapter",
         ]  # fmt: skip
         assert all(" OK " in line for line in lines)
         busy = run("rebuild", cwd=tmp_path)

@@ -373,7 +373,7 @@ async def test_what_is_older_than_the_trail_goes_back_is_forgotten(tmp_path: Pat
 
 
 async def test_garbage_on_the_streams_is_left_out(http: httpx.AsyncClient, bus: Bus, caplog: Any) -> None:
-    await bus.js.publish(subjects.refusals(CHAIN), b"{}")
+    await bus.js.publish(subjects.audit(CHAIN), b"{}")
     await bus.js.publish(f"$KV.{subjects.TOKENS_BUCKET}.broken", b"{}")
     await (await bus.bucket(subjects.TOKENS_BUCKET)).purge("broken")
     await http.post("/tasks", json=TASK)

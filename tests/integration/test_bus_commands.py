@@ -124,7 +124,7 @@ async def test_what_is_no_command_is_put_aside_with_the_reason_and_the_next_one_
         await eventually(lambda: queue_is_empty(bus))
         await bus.js.publish(SUBJECT, b'{"run": "good"}')
         await ended(bus, "good")
-    said = deadletters.from_headers(letter.headers)
+    said = deadletters.letter_in(letter)
     assert (letter.data or b"", said.reason) == (body, "undecodable")
     assert why in said.detail
 

@@ -18,11 +18,11 @@ import pytest
 from runwire.app import App
 from runwire.domain.access import AccessLevel, AccessToken, TokenKind, digest
 from runwire.domain.ids import uuid7
-from runwire.messaging import tokens
+from runwire.messaging import subjects, tokens
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from tests.hostile import Operation, filled, operations, quoted
-from tests.support import CHAIN, TOKEN, adapter, lifecycle_now, worker
+from tests.support import CHAIN, TOKEN, adapter, dead_letters, eventually, lifecycle_now, publish_command, worker
 
 STRANGERS = 2000
 """The chain of whoever should see nothing."""
@@ -59,10 +59,15 @@ async def resources(http: httpx.AsyncClient, stranger: dict[str, str]) -> dict[s
     task, run = await _task_with_run(http, CHAIN, 7_001)
     own_task, own_run = await _task_with_run(http, STRANGERS, 7_003, **stranger)
     owner = TOKEN.partition(":")[0]
+    bus = http.services.bus
+    await bus.js.purge_stream(subjects.DEADLETTERS, seq=7_000_001)  # an id that stands nowhere else
+    await publish_command(bus, None, task=7_009, body=MARK.encode())
+    letter = await eventually(lambda: dead_letters(bus, task=7_009))
     return {
         "tasks": Resource(task, "7002", own_task),
         "runs": Resource(run, uuid7(), own_run),
         "access_tokens": Resource(owner, "x" * len(owner), None),
+        "dead_letters": Resource(str(letter.seq), "7000002", None),
     }
 
 

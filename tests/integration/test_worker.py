@@ -350,8 +350,8 @@ async def test_an_undecodable_command_becomes_a_dead_letter_with_the_reason(
         letter = await eventually(lambda: dead_letters(bus))
         await eventually(lambda: queue_is_empty(bus))
     assert letter.data == body
-    assert deadletters.from_headers(letter.headers).reason == "undecodable"
-    assert deadletters.from_headers(letter.headers).detail
+    assert deadletters.letter_in(letter).reason == "undecodable"
+    assert deadletters.letter_in(letter).detail
     assert len(await history(bus)) == 1
 
 
@@ -362,8 +362,8 @@ async def test_a_command_for_a_task_that_does_not_exist_becomes_a_dead_letter(
         await publish_command(bus, "r1", task=77)
         letter = await eventually(lambda: dead_letters(bus, task=77))
         await eventually(lambda: queue_is_empty(bus))
-    assert deadletters.from_headers(letter.headers).reason == "no_such_task"
-    assert deadletters.from_headers(letter.headers).run == "r1"
+    assert deadletters.letter_in(letter).reason == "no_such_task"
+    assert deadletters.letter_in(letter).run == "r1"
 
 
 async def test_a_command_for_a_deleted_task_becomes_a_dead_letter(bus: Bus, app: App, settings: Settings) -> None:
@@ -373,7 +373,7 @@ async def test_a_command_for_a_deleted_task_becomes_a_dead_letter(bus: Bus, app:
     async with worker(bus, app, settings):
         await publish_command(bus, "r1")
         letter = await eventually(lambda: dead_letters(bus))
-    assert deadletters.from_headers(letter.headers).reason == "task_deleted"
+    assert deadletters.letter_in(letter).reason == "task_deleted"
     assert len(await history(bus)) == 2
 
 

@@ -21,7 +21,7 @@ from nats.js.errors import NotFoundError
 
 from runwire import __version__
 from runwire.artifacts import Links
-from runwire.domain.errors import SetupError, TaskNotFound, Undecodable
+from runwire.domain.errors import SetupError, TaskNotFound
 from runwire.first_start import make_first_start
 from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
@@ -228,13 +228,16 @@ async def start_projector(
 def _watch_dead_letters(services: Services) -> None:
     """A call that waits for a run which cannot be carried out hears of it at once."""
 
-    @services.bus.broker.subscriber(subjects.ALL_DEADLETTERS)
+    async def undecoded(message: Any) -> bytes:
+        """The body may be anything, whatever its headers say it is."""
+        return bytes(message.body)
+
+    @services.bus.broker.subscriber(subjects.ALL_DEADLETTERS, decoder=undecoded)
     async def dead(_body: Any) -> None:
-        message = services.bus.broker.context.get("message")
-        letter = deadletters.from_headers(message.raw_message.headers)
-        with suppress(Undecodable):
-            _, task = subjects.parse(message.raw_message.subject)
-            services.waiters.gone(task, letter.run, TaskNotFound(letter.detail))
+        letter = deadletters.heard(services.bus.broker.context.get("message").raw_message)
+        document = await services.reader.document(letter.task)
+        if document is None or document.task.chain == letter.chain:  # else another chain may have guessed the run
+            services.waiters.gone(letter.task, letter.run, TaskNotFound(letter.detail))
 
 
 async def _write_the_rest(uses: Uses, refusals: Refusals) -> None:

@@ -20,7 +20,7 @@
         InvalidFields           the body is JSON, but not what is asked for
         Unauthenticated         no valid access token
         Forbidden               the token's access level or chains do not allow it
-        TaskNotFound, RunNotFound, TokenNotFound, ProblemNotFound
+        TaskNotFound, RunNotFound, TokenNotFound, DeadLetterNotFound, ProblemNotFound
         TaskBusy                the task is already queued or running
         KeyReused               the Idempotency-Key was used with another request
         NotRunning              there is no run to cancel, or it is another one
@@ -210,6 +210,16 @@ class TokenNotFound(RequestError):
     """No such access token for this one; the same answer when it reaches other chains only."""
 
     code = "token_not_found"
+
+
+class DeadLetterNotFound(RequestError):
+    """No such dead letter for this token; the same answer when it is another chain's, which ``chain`` then names."""
+
+    code = "dead_letter_not_found"
+
+    def __init__(self, message: str, *, chain: int | None = None) -> None:
+        super().__init__(message)
+        self.chain = chain
 
 
 class ProblemNotFound(RequestError):

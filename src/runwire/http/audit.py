@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runwire.domain.access import AccessToken
-from runwire.domain.errors import Forbidden, RequestError, TaskNotFound, Unauthenticated
+from runwire.domain.errors import DeadLetterNotFound, Forbidden, RequestError, TaskNotFound, Unauthenticated
 from runwire.domain.task import MAX_ID
 from runwire.http.access_tokens import managed_chains
 from runwire.http.auth import NAMED_TOKEN
@@ -60,7 +60,8 @@ class AuditView(BaseModel):
         str,
         Field(
             description="`task.created`, `.edited`, `.deleted`, `.cancelled`; `token.created`, `.edited`, "
-            "`.deactivated`, `.activated`, `.rotated`, `.deleted`; `call.refused`."
+            "`.deactivated`, `.activated`, `.rotated`, `.deleted`; `dead_letter.replayed`, `.deleted`; "
+            "`call.refused`."
         ),
     ]
     subject: Annotated[str, Field(description="What it was done to: a path of this API, or `bus`.")]
@@ -113,7 +114,7 @@ def _is_told(error: RequestError) -> bool:
     match error:
         case Unauthenticated(attempted=attempted):
             return attempted
-        case TaskNotFound(chain=chain):
+        case TaskNotFound(chain=chain) | DeadLetterNotFound(chain=chain):
             return chain is not None
     return isinstance(error, Forbidden) or TABLE[type(error)][0] == TOO_MANY
 

@@ -88,11 +88,7 @@ async def execute(request: Request) -> Response:
     query = parse_query(request, ExecuteQuery)
     preference = prefer.parse(request.headers.getlist("prefer"))
     key = idempotency.parse_key(request)
-    if parts.draining:
-        raise Draining("This adapter is stopping; try again.")
-    if parts.pressure.events >= FULL:
-        raise NotAccepted("The event stream is nearly full; nothing was stored.")
-
+    require_open(parts)
     wait = preference.seconds(parts.settings.wait_seconds)
     deadline = asyncio.get_running_loop().time() + wait
     call = Call(request=request, parts=parts, document=document, deadline=deadline, trace=trace_of(request))
@@ -100,8 +96,16 @@ async def execute(request: Request) -> Response:
     outcome = await _carry_out(call, claimed, query.if_running)
     headers = _headers(document, outcome, preference)
     if outcome.ended is None:
-        return await _not_yet(parts, document, outcome.run, headers)
+        return await not_yet(parts, document, outcome.run, headers)
     return _ended(document, outcome.ended, headers, on_error_status=query.on_error == "status")
+
+
+def require_open(parts: Services) -> None:
+    """Raise Draining or NotAccepted unless runs are taken at the moment."""
+    if parts.draining:
+        raise Draining("This adapter is stopping; try again.")
+    if parts.pressure.events >= FULL:
+        raise NotAccepted("The event stream is nearly full; nothing was stored.")
 
 
 async def _claim(call: Call, token: str, key: str) -> RunKey:
@@ -180,7 +184,7 @@ def _ended(document: Document, run: Run, headers: dict[str, str], *, on_error_st
     return Response(json_bytes(body), 200, headers, "application/json")
 
 
-async def _not_yet(parts: Services, document: Document, run: str, headers: dict[str, str]) -> Response:
+async def not_yet(parts: Services, document: Document, run: str, headers: dict[str, str]) -> Response:
     """202: where the run stands at this moment."""
     latest = await parts.reader.document(document.task.id) or document
     state = latest.task.state

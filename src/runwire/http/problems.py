@@ -37,6 +37,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.TaskNotFound: (404, "No such task"),
     errors.RunNotFound: (404, "No such run"),
     errors.TokenNotFound: (404, "No such access token"),
+    errors.DeadLetterNotFound: (404, "No such dead letter"),
     errors.ProblemNotFound: (404, "No such problem"),
     errors.RequestTimeout: (408, "Too slow"),
     errors.TaskBusy: (409, "Task is busy"),

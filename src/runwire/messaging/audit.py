@@ -1,8 +1,8 @@
-"""AUDIT: calls that were refused, for the managers of the chain.
+"""AUDIT: calls that were refused, for the managers of the chain; and what was done that leaves no other trace.
 
-What was *done* stands in EVENTS and in the versions of the tokens already; only refusals leave no other trace. An
-adapter notes them in memory and writes them in the background: what repeats within a second is one message with a
-count, so a flood costs what one call costs. Never a secret: no header, no query string, no body, no task's id.
+What was done to tasks and tokens stands in EVENTS and in the versions of the tokens already. An adapter notes refusals
+in memory and writes them in the background: what repeats within a second is one message with a count, so a flood costs
+what one call costs. Never a secret: no header, no query string, no body, no task's id.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import uuid4
 
 from nats.js.errors import Error as JetStreamError
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, JsonValue, TypeAdapter, ValidationError
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.task import Model, whole_seconds
@@ -51,6 +51,32 @@ class Refusal(Model):
     last: AwareDatetime
 
 
+class Deed(Model):
+    """A message of AUDIT: something that was done."""
+
+    chain: int
+    by: str
+    """Id of the token that did it."""
+    action: str
+    """Such as ``dead_letter.deleted``."""
+    subject: str
+    """What it was done to: a path of the API."""
+    detail: dict[str, JsonValue]
+    date: AwareDatetime
+
+
+def deed(chain: int, *, by: str, action: str, subject: str, **detail: JsonValue) -> Deed:
+    """Something that is being done now."""
+    now = whole_seconds(datetime.now(UTC))
+    return Deed(chain=chain, by=by, action=action, subject=subject, detail=detail, date=now)
+
+
+async def record(bus: Bus, told: Deed | Refusal, *, message_id: str | None = None) -> None:
+    """Store it; once, however often it is tried with the same ``message_id``. Raises one of UNAVAILABLE."""
+    headers = {subjects.MSG_ID: message_id or uuid4().hex}
+    await bus.js.publish(subjects.audit(told.chain), told.model_dump_json().encode(), headers=headers)
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What makes refusals alike."""
@@ -75,7 +101,7 @@ class Refusals:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._tallies: dict[_Kind, _Tally] = {}
-        self._unsent: deque[tuple[str, Refusal]] = deque()
+        self._unsent: deque[tuple[str, Refusal | Deed]] = deque()
         """With their message ids: one that is sent twice is stored once."""
         self._unknown = 0
         self._dropped = 0
@@ -93,6 +119,14 @@ class Refusals:
                 tally = self._tallies[kind] = _Tally(first=now, last=now)
             tally.count += 1
             tally.last = now
+
+    async def record(self, done: Deed) -> None:
+        """Write something that was done; what the broker does not take now is written with the next refusals."""
+        message_id = uuid4().hex
+        try:
+            await record(self._bus, done, message_id=message_id)
+        except UNAVAILABLE:
+            self._unsent.append((message_id, done))
 
     def note_unknown(self) -> None:
         """A call named no token that there is. It belongs to no chain, and ids are easily made up: it is counted."""
@@ -129,15 +163,9 @@ class Refusals:
         )
         while self._unsent:
             batch = [self._unsent[index] for index in range(min(AT_ONCE, len(self._unsent)))]
-            await asyncio.gather(*(self._publish(message_id, refusal) for message_id, refusal in batch))
+            await asyncio.gather(*(record(self._bus, told, message_id=message_id) for message_id, told in batch))
             for _ in batch:
                 self._unsent.popleft()
-
-    async def _publish(self, message_id: str, refusal: Refusal) -> None:
-        headers = {subjects.MSG_ID: message_id}
-        await self._bus.js.publish(
-            subjects.refusals(refusal.chain), refusal.model_dump_json().encode(), headers=headers
-        )
 
     def _log_what_is_not_kept(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -150,9 +178,12 @@ class Refusals:
         self._logged, self._unknown, self._dropped = now, 0, 0
 
 
-def decode(payload: bytes) -> Refusal:
-    """The refusal in a message of AUDIT. Raises Undecodable."""
+def decode(payload: bytes) -> Refusal | Deed:
+    """What a message of AUDIT tells. Raises Undecodable."""
     try:
-        return Refusal.model_validate_json(payload)
+        return _TOLD.validate_json(payload)
     except ValidationError as invalid:
         raise Undecodable(str(invalid.errors(include_url=False, include_input=False)[0]["msg"])) from None
+
+
+_TOLD: TypeAdapter[Refusal | Deed] = TypeAdapter(Refusal | Deed)

@@ -140,6 +140,14 @@ def run_of_command(message_headers: Mapping[str, str] | None, payload: bytes, se
         return f"bus-{sequence}"
 
 
+def reason_of_command(message_headers: Mapping[str, str] | None, payload: bytes) -> str | None:
+    """Why a stored command says it was published; None: it does not, or it is garbled."""
+    with contextlib.suppress(Undecodable):
+        event = cloudevents.read(_lower(message_headers), payload)
+        return _body(payload if event is None else event.data).reason or None
+    return None
+
+
 def source_of_command(message_headers: Mapping[str, str] | None) -> Source:
     """The door a stored command came in by, also of one that is not well formed."""
     source = _lower(message_headers).get(subjects.RUN_SOURCE.lower(), Source.BUS)

@@ -11,7 +11,7 @@
     tasks.due.<chain>.<task>               SCHEDULES    an alarm that has rung
     tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
     tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
-    tasks.aud.<chain>                      AUDIT        calls that were refused
+    tasks.aud.<chain>                      AUDIT        calls that were refused, and deeds that no event tells of
     tasks.ids                              IDS          the counter of task ids
     services.<chain>.<name>                -            requests to a service of the chain (core NATS)
     messages.<chain>.<name>                -            messages for the services of the chain (core NATS)
@@ -113,6 +113,8 @@ DEAD_REASON = "Dead-Letter-Reason"
 DEAD_DETAIL = "Dead-Letter-Detail"
 DEAD_SUBJECT = "Dead-Letter-Subject"
 DEAD_SEQUENCE = "Dead-Letter-Sequence"
+DEAD_RUN_ID, DEAD_MSG_ID = "Dead-Letter-Run-Id", "Dead-Letter-Msg-Id"
+"""What the command itself had as ``Run-Id`` and ``Nats-Msg-Id``."""
 
 
 def command(chain: int, task: int) -> str:
@@ -218,14 +220,19 @@ def is_progress(subject: str) -> bool:
     return subject.endswith(PROGRESS)
 
 
-def refusals(chain: int) -> str:
-    """Where the calls that were refused in a chain are published."""
+def audit(chain: int) -> str:
+    """Where the calls that were refused in a chain are published, and what else its audit trail has to be told."""
     return f"tasks.aud.{_id(chain)}"
 
 
 def dead_letter(chain: int, task: int) -> str:
-    """Where commands that could not be run end up; ids of 0 when the subject did not name any."""
+    """Where commands that could not be run end up; 0 for what their subject did not name."""
     return f"tasks.dlq.{int(chain)}.{int(task)}"
+
+
+def dead_letters_of(chain: int, task: int | None = None) -> str:
+    """All dead letters of a chain, or those of one of its tasks."""
+    return f"tasks.dlq.{_id(chain)}.{'*' if task is None else _id(task)}"
 
 
 def service(chain: int, name: str) -> str:

@@ -4,7 +4,7 @@
 
     EVENTS             task.created task.edited task.deleted task.cancelled
     KV_runwire-tokens  token.created token.edited token.deactivated token.activated token.rotated token.deleted
-    AUDIT              call.refused
+    AUDIT              call.refused dead_letter.replayed dead_letter.deleted
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runwire.domain.errors import Undecodable
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.run import ErrorCode
 from runwire.messaging import audit, events, stretch, subjects, tokens
-from runwire.messaging.audit import Refusal
+from runwire.messaging.audit import Deed, Refusal
 from runwire.messaging.broker import Bus
 from runwire.messaging.streams import AUDIT_DAYS
 
@@ -93,26 +93,41 @@ def rows_of_token(token: AccessToken, sequence: int) -> list[AuditRow]:
     ]
 
 
-def rows_of_refusal(refusal: Refusal, sequence: int) -> list[AuditRow]:
+def rows_of_audit(told: Refusal | Deed, sequence: int) -> list[AuditRow]:
     """What a message of AUDIT tells."""
-    return [
-        AuditRow(
-            stream=subjects.AUDIT,
-            sequence=sequence,
-            chain=refusal.chain,
-            date=refusal.last,
-            by=refusal.token,
-            action="call.refused",
-            subject=refusal.route,
-            detail={
-                "method": refusal.method,
-                "code": refusal.code,
-                "count": refusal.count,
-                "first": _written(refusal.first),
-                "last": _written(refusal.last),
-            },
-        )
-    ]
+    return [_row_of_deed(told, sequence) if isinstance(told, Deed) else _row_of_refusal(told, sequence)]
+
+
+def _row_of_deed(deed: Deed, sequence: int) -> AuditRow:
+    return AuditRow(
+        stream=subjects.AUDIT,
+        sequence=sequence,
+        chain=deed.chain,
+        date=deed.date,
+        by=deed.by,
+        action=deed.action,
+        subject=deed.subject,
+        detail=deed.detail,
+    )
+
+
+def _row_of_refusal(refusal: Refusal, sequence: int) -> AuditRow:
+    return AuditRow(
+        stream=subjects.AUDIT,
+        sequence=sequence,
+        chain=refusal.chain,
+        date=refusal.last,
+        by=refusal.token,
+        action="call.refused",
+        subject=refusal.route,
+        detail={
+            "method": refusal.method,
+            "code": refusal.code,
+            "count": refusal.count,
+            "first": _written(refusal.first),
+            "last": _written(refusal.last),
+        },
+    )
 
 
 def _cancelled(document: Document) -> str | None:
@@ -167,10 +182,10 @@ async def _changed(bus: Bus, chain: int) -> AsyncGenerator[AuditRow, None]:
 
 
 async def _refused(bus: Bus, chain: int) -> AsyncGenerator[AuditRow, None]:
-    async with aclosing(stretch.read_surely(bus, subjects.AUDIT, [subjects.refusals(chain)])) as messages:
+    async with aclosing(stretch.read_surely(bus, subjects.AUDIT, [subjects.audit(chain)])) as messages:
         async for message in messages:
             with suppress(Undecodable):
-                for row in rows_of_refusal(audit.decode(message.data), message.metadata.sequence.stream):
+                for row in rows_of_audit(audit.decode(message.data), message.metadata.sequence.stream):
                     yield row
 
 

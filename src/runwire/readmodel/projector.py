@@ -352,7 +352,7 @@ def _token_version(message: Msg, sequence: int) -> Told:
 def _refusal(message: Msg, sequence: int) -> Told:
     rows: list[AuditRow] = []
     try:
-        rows = trail.rows_of_refusal(refusals.decode(message.data), sequence)
+        rows = trail.rows_of_audit(refusals.decode(message.data), sequence)
     except Undecodable as undecodable:
         log.error("skipped a refusal on %s: %s", message.subject, undecodable, extra={"action": "undecodable"})
     return Told(source=message.subject, rows=rows)
