@@ -86,7 +86,7 @@ async def other(bus: Bus, broker: Broker, callouts: Callout, services: Services)
     """Of chain OTHER, listening to everything that it may."""
     client = await on_the_bus(broker, *await grant(bus, OTHER, token_id="other"), error_cb=services.complain)
     own = [subjects.whole_chain(OTHER), subjects.services_of(OTHER), subjects.messages_of(OTHER)]
-    for subject in (*own, subjects.inbox_of("other")):
+    for subject in (*own, subjects.dead_letters_of(OTHER), subjects.inbox_of("other")):
         await client.subscribe(subject, cb=services.see)
     await client.flush()
     yield client
@@ -273,6 +273,17 @@ async def test_a_client_sees_its_chains_events_and_no_others(bus: Bus, client: C
     assert services.seen == [f"tasks.evt.{CHAIN}.9.ready"]
 
 
+async def test_a_client_sees_its_chains_dead_letters_and_no_others(
+    bus: Bus, client: Client, other: Client, services: Services
+) -> None:
+    await client.subscribe(subjects.dead_letters_of(CHAIN), cb=services.see)
+    await client.flush()
+    for chain in (OTHER, CHAIN, OTHER):
+        await bus.js.publish(subjects.dead_letter(chain, 9), b"?", headers={"Dead-Letter-Reason": "undecodable"})
+    await eventually(lambda: len(services.seen) == 3)
+    assert sorted(services.seen) == [f"tasks.dlq.{CHAIN}.9", *[f"tasks.dlq.{OTHER}.9"] * 2]
+
+
 async def test_a_viewer_sees_events_and_publishes_nothing(
     bus: Bus, broker: Broker, callouts: Callout, services: Services
 ) -> None:
@@ -297,6 +308,7 @@ async def test_a_viewer_sees_events_and_publishes_nothing(
         "tasks.cmd.*.1.execute",
         f"tasks.cmd.{CHAIN}.1.cancel",
         f"tasks.evt.{CHAIN}.1.done",
+        subjects.dead_letter(CHAIN, 1),
         subjects.log(CHAIN, 1),
         subjects.alarm(CHAIN, 1),
         subjects.due(CHAIN, 1),
@@ -325,6 +337,7 @@ async def test_a_client_may_not_publish_to(client: Client, services: Services, s
 @pytest.mark.parametrize(
     "subject",
     [">", "*.*.*.*.*", "tasks.>", "tasks.evt.>", f"tasks.evt.{OTHER}.>", "tasks.evt.*.1.done", "tasks.cmd.>",
+     "tasks.dlq.>", f"tasks.dlq.{OTHER}.>", "tasks.dlq.*.1",
      "tasks.log.>", "_INBOX.>", "_INBOX_other.>", "$JS.>", "$SYS.>", "$KV.>", subjects.LOGINS,
      "services.>", f"services.{OTHER}.>", "messages.>", f"messages.{OTHER}.x", "replies.>", "replies.*"],
 )  # fmt: skip
@@ -342,6 +355,7 @@ async def test_a_forged_reply_reaches_nobody(
     forged = [
         f"tasks.evt.{OTHER}.5.done",
         f"tasks.evt.{CHAIN}.1.done",
+        subjects.dead_letter(OTHER, 5),
         subjects.command(OTHER, 5),
         subjects.command(CHAIN, 99),
         subjects.alarm(OTHER, 5),

@@ -4,7 +4,7 @@ The broker asks here (auth callout, ADR-26) about everybody who is none of our o
 ours that says in which account the client is, what it may publish and subscribe to, and until when::
 
     user ID or ID.CHAIN, password SECRET  ->  the chain's account
-        subscribe   tasks.evt.<chain>.>   _INBOX_<id>.>
+        subscribe   tasks.evt.<chain>.>   tasks.dlq.<chain>.>   _INBOX_<id>.>
         from the level operator on:
         publish     tasks.cmd.<chain>.*.execute
         subscribe   services.<chain>.>   messages.<chain>.>   $SRV.>
@@ -286,7 +286,7 @@ def permissions(token: AccessToken, chain: int) -> dict[str, Any]:
 
     These alone keep it to its chain: the accounts of all chains see the same subjects of ours.
     """
-    heard = [subjects.whole_chain(chain), subjects.inbox_of(token.id)]
+    heard = [subjects.whole_chain(chain), subjects.dead_letters_of(chain), subjects.inbox_of(token.id)]
     if token.levels[chain] < AccessLevel.OPERATOR:
         return {"pub": {"deny": [">"]}, "sub": {"allow": heard}}  # an empty list would allow everything
     return {

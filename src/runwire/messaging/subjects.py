@@ -232,7 +232,7 @@ def dead_letter(chain: int, task: int) -> str:
 
 def dead_letters_of(chain: int, task: int | None = None) -> str:
     """All dead letters of a chain, or those of one of its tasks."""
-    return f"tasks.dlq.{_id(chain)}.{'*' if task is None else _id(task)}"
+    return f"tasks.dlq.{_id(chain)}.{'>' if task is None else _id(task)}"
 
 
 def service(chain: int, name: str) -> str:
