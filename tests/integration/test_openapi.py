@@ -131,6 +131,7 @@ def _examples_of(schema: dict[str, Any], document: dict[str, Any]) -> Iterator[A
 # --- true ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(240)  # thousands of calls
 async def test_the_service_does_what_its_document_says(
     live: httpx.AsyncClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
