@@ -76,6 +76,45 @@ test("a worker that is stopped answers what it has begun", async () => {
   assert.deepEqual([code, attempt], ["DONE", 1]);
 });
 
+test("a client of the bus runs a task and hears of its end", async () => {
+  const worker = await startWorker();
+  const done = startClient(await createTask({ payload: INVOICE }));
+  assert.equal(await done.ended, 0, done.output);
+  const [accepted, begun, ended, result] = done.output.trim().split("\n");
+  assert.match(accepted, /^run [0-9a-f-]{36} is accepted$/);
+  assert.equal(begun, "dev.runwire.task.inprogress.v1 INPROGRESS attempt 1");
+  assert.equal(ended, "dev.runwire.task.done.v1 DONE attempt 1");
+  assert.deepEqual(JSON.parse(result), RENDERED);
+  assert.ok(worker.output.includes(accepted.split(" ")[1]), "the service is told the run id that the client chose");
+
+  const failed = startClient(await createTask({ payload: {} }));
+  assert.equal(await failed.ended, 1, failed.output);
+  assert.match(failed.output, /dev\.runwire\.task\.error\.v1 ERROR attempt 1\n.*"code":"invalid_invoice"/);
+  await worker.stop("SIGTERM");
+});
+
+test("a second command is refused while the first is under way", async () => {
+  const worker = await startWorker({ WORK_MS: "1500" });
+  const task = await createTask({ payload: INVOICE });
+  const first = startClient(task);
+  await first.says("INPROGRESS");
+  const second = startClient(task);
+  assert.equal(await second.ended, 2);
+  assert.equal(second.output, `task ${task} is busy\n`);
+  assert.equal(await first.ended, 0, first.output);
+  await worker.stop("SIGTERM");
+});
+
+test("without a valid token nobody is let onto the bus", async () => {
+  const client = start(process.execPath, ["client.js", "1"], { RUNWIRE_DATA_DIR: folder, RUNWIRE_TOKEN: "nobody:x" });
+  assert.notEqual(await client.ended, 0);
+  assert.match(client.output, /Authorization Violation/i);
+});
+
+function startClient(task) {
+  return start(process.execPath, ["client.js", String(task)], { RUNWIRE_DATA_DIR: folder });
+}
+
 async function startWorker(env = {}) {
   const worker = start(process.execPath, ["worker.js"], { RUNWIRE_DATA_DIR: folder, ...env });
   await worker.says("listening to ");
@@ -147,6 +186,7 @@ function start(program, args, env) {
       waiting.add(check);
       check();
     });
+  process_.ended = exited.then(([code]) => code);
   process_.stop = async (signal) => {
     child.kill(signal);
     return (await exited)[0];
