@@ -237,7 +237,7 @@ async def test_a_command_whose_subject_names_no_chain_becomes_a_dead_letter(
     async with worker(bus, app, settings):
         await eventually(lambda: queue_is_empty(bus))
     letter = await dead_letters(bus, chain=0, task=0) or await dead_letters(bus, chain=7, task=1)
-    assert deadletters.from_headers(letter.headers).reason == "undecodable"
+    assert deadletters.letter_in(letter).reason == "undecodable"
     assert letter.headers["Dead-Letter-Subject"] == subject
 
 
