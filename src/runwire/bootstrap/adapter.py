@@ -25,6 +25,7 @@ from runwire.domain.errors import SetupError, TaskNotFound
 from runwire.first_start import make_first_start
 from runwire.http.app import build_app
 from runwire.http.auth import Authenticator
+from runwire.http.bus import BusDoor
 from runwire.http.catalogue import Catalogue
 from runwire.http.keeper import KeyKeeper
 from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
@@ -73,6 +74,7 @@ def adapter_app(settings: Settings | None = None) -> FastAPI:
         async with AsyncExitStack() as stack:
             try:
                 app.state.services = await _assemble(chosen, stack)
+                await stack.enter_async_context(BusDoor(app, app.state.services.bus))
             except Exception as error:
                 app.state.failure = error  # uvicorn does not pass it on
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from starlette.requests import Request
@@ -19,6 +20,17 @@ CACHE_SECONDS = 4.0
 CACHE_SIZE = 10_000
 NAMED_TOKEN = "runwire.token"  # noqa: S105 - a name
 """Where the ASGI scope has the :class:`AccessToken` that the call names, whether its secret was right or not."""
+CALLER = "runwire.caller"
+"""Where the ASGI scope has the :class:`Caller` of a call that came over the bus; nothing of HTTP gets there."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls over the bus. The broker has seen the secret, and cuts the connection when it is good no more."""
+
+    token: str
+    chain: int
+    """The chain that the client has logged in to."""
 
 
 class Authenticator:
@@ -32,6 +44,8 @@ class Authenticator:
 
     async def __call__(self, request: Request) -> Principal:
         """Who calls. Raises Unauthenticated, or one of UNAVAILABLE when the bucket cannot be asked."""
+        if CALLER in request.scope:
+            return await self._vouched_for(request, request.scope[CALLER])
         header = request.headers.get("authorization", "")
         scheme, _, text = header.partition(" ")
         credential = parse_credential(text.strip()) if scheme.lower() == "bearer" else None
@@ -46,6 +60,16 @@ class Authenticator:
             raise Unauthenticated(attempted=True)
         self._uses.saw(token.id, now)
         return Principal(token=token.id, levels=token.levels, secret_digest=given)
+
+    async def _vouched_for(self, request: Request, caller: Caller) -> Principal:
+        """The same for a client of the bus, which is in one chain. Raises as :meth:`__call__`."""
+        token, now = await self._token(caller.token), datetime.now(UTC)
+        if token is None or not token.is_valid(now) or caller.chain not in token.levels:
+            raise Unauthenticated(attempted=True)
+        request.scope[NAMED_TOKEN] = token
+        self._uses.saw(token.id, now)
+        levels = {caller.chain: token.levels[caller.chain]}
+        return Principal(token=token.id, levels=levels, secret_digest=token.digest)
 
     async def still_valid(self, principal: Principal) -> bool:
         """Whether the principal's token may still do what it could when it was authenticated.

@@ -32,9 +32,10 @@ from runwire.domain.errors import (
 )
 from runwire.domain.ids import uuid7
 from runwire.domain.lifecycle import Document
-from runwire.domain.run import Run
+from runwire.domain.run import Run, Source
 from runwire.domain.task import StateCode
 from runwire.http import idempotency, prefer
+from runwire.http.auth import CALLER
 from runwire.http.endpoint import PREFER, TASK_ID, Answer, Endpoint
 from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED, RunKey
 from runwire.http.lookup import find_task, task_id
@@ -91,7 +92,10 @@ async def execute(request: Request) -> Response:
     require_open(parts)
     wait = preference.seconds(parts.settings.wait_seconds)
     deadline = asyncio.get_running_loop().time() + wait
-    call = Call(request=request, parts=parts, document=document, deadline=deadline, trace=trace_of(request))
+    source = Source.BUS if CALLER in request.scope else Source.HTTP
+    call = Call(
+        request=request, parts=parts, document=document, deadline=deadline, source=source, trace=trace_of(request)
+    )
     claimed = None if key is None else await _claim(call, principal.token, key)
     outcome = await _carry_out(call, claimed, query.if_running)
     headers = _headers(document, outcome, preference)

@@ -98,14 +98,15 @@ def problem(
 
 def install(app: FastAPI) -> None:
     """Answer every error of the app with problem details."""
-    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(RequestError, answer)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(Exception, _unexpected)
     for error in UNAVAILABLE:
         app.add_exception_handler(error, _unavailable)
 
 
-async def _request_error(request: Request, error: Exception) -> Response:
+async def answer(request: Request, error: Exception) -> Response:
+    """The answer to a call that failed so."""
     if not isinstance(error, RequestError):
         raise error
     status, title = TABLE[type(error)]
@@ -162,7 +163,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, _error: Exception) -> Response:
-    return await _request_error(request, errors.BrokerAway("The broker does not answer; try again."))
+    return await answer(request, errors.BrokerAway("The broker does not answer; try again."))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

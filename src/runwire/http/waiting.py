@@ -58,6 +58,8 @@ class Call:
     """The task as it was when the call came."""
     deadline: float
     """Loop time until which the caller wants to wait."""
+    source: Source = Source.HTTP
+    """The door that the call came in by."""
     trace: Trace | None = None
     """The trace that the caller is in."""
     reason: str | None = None
@@ -82,7 +84,7 @@ class Call:
                 task.chain,
                 task.id,
                 run,
-                source=Source.HTTP,
+                source=self.source,
                 patience=self.patience,
                 reason=self.reason,
                 trace=self.trace,

@@ -5,6 +5,7 @@ ours that says in which account the client is, what it may publish and subscribe
 
     user ID or ID.CHAIN, password SECRET  ->  the chain's account
         subscribe   tasks.evt.<chain>.>   tasks.dlq.<chain>.>   _INBOX_<id>.>
+        publish     api.<chain>.<id>.tasks.*   $SRV.PING   $SRV.INFO
         from the level operator on:
         publish     tasks.cmd.<chain>.*.execute
         subscribe   services.<chain>.>   messages.<chain>.>   $SRV.>
@@ -287,10 +288,11 @@ def permissions(token: AccessToken, chain: int) -> dict[str, Any]:
     These alone keep it to its chain: the accounts of all chains see the same subjects of ours.
     """
     heard = [subjects.whole_chain(chain), subjects.dead_letters_of(chain), subjects.inbox_of(token.id)]
+    asked = [subjects.api_of(chain, token.id), *subjects.OURSELVES]
     if token.levels[chain] < AccessLevel.OPERATOR:
-        return {"pub": {"deny": [">"]}, "sub": {"allow": heard}}  # an empty list would allow everything
+        return {"pub": {"allow": asked}, "sub": {"allow": heard}}
     return {
-        "pub": {"allow": [subjects.commands_of(chain)]},
+        "pub": {"allow": [*asked, subjects.commands_of(chain)]},
         "sub": {"allow": [*heard, subjects.services_of(chain), subjects.messages_of(chain), SERVICE_QUERIES]},
         "resp": {"max": 1, "ttl": int(LONGEST_ANSWER.total_seconds() * 1e9)},
     }

@@ -13,6 +13,7 @@
     tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
     tasks.aud.<chain>                      AUDIT        calls that were refused, and deeds that no event tells of
     tasks.ids                              IDS          the counter of task ids
+    api.<chain>.<token>.tasks.<call>       -            requests to ourselves: the calls of the HTTP API (core NATS)
     services.<chain>.<name>                -            requests to a service of the chain (core NATS)
     messages.<chain>.<name>                -            messages for the services of the chain (core NATS)
     replies.<name>                         -            the reply to one request (core NATS)
@@ -31,7 +32,7 @@ import re
 from runwire.domain.errors import Undecodable
 from runwire.domain.ids import LONGEST_SUBJECT_NAME, SUBJECT_NAME
 from runwire.domain.lifecycle import Change, Document
-from runwire.domain.task import MAX_ID
+from runwire.domain.task import MAX_ID, StateCode
 
 COMMANDS, EVENTS, LOGS, DEADLETTERS = "COMMANDS", "EVENTS", "LOGS", "DEADLETTERS"
 SCHEDULES, KEYS, AUDIT, IDS = "SCHEDULES", "KEYS", "AUDIT", "IDS"
@@ -42,6 +43,10 @@ ALL_EVENTS = "tasks.evt.>"
 ALL_ERRORS, ALL_DELETIONS = "tasks.evt.*.*.error", "tasks.evt.*.*.deleted"
 DEFINITIONS = ["tasks.evt.*.*.ready", "tasks.evt.*.*.edited", ALL_DELETIONS]
 """The events that may change when a task is due."""
+APART = {Change.EDITED, Change.SKIPPED, Change.DELETED}
+"""The changes that no run brings about; their events have codes of their own."""
+EVENT_CODES = (*(code.value.lower() for code in StateCode), *sorted(change.value for change in APART))
+"""What the subject of an event may end with."""
 ALL_LOGS = "tasks.log.>"
 PROGRESS = ".progress"
 ALL_ALARMS, ALL_DUE = "tasks.sch.*.*", "tasks.due.*.*"
@@ -65,6 +70,8 @@ CONNECTIONS, ALL_CONNECTIONS = "$SYS.REQ.SERVER.{}.CONNZ", "$SYS.REQ.SERVER.PING
 """Where one server, and where each of them tells its connections."""
 KICK = "$SYS.REQ.SERVER.{}.KICK"
 """Where a server is told to close a connection."""
+OURSELVES = tuple(f"$SRV.{verb}{kind}" for verb in ("PING", "INFO") for kind in ("", ".runwire"))
+"""Where clients ask which services there are, and we answer, too (ADR-32)."""
 ACCOUNTS = "$SYS.REQ.SERVER.PING.ACCOUNTZ"
 """Where the servers tell which accounts they have."""
 
@@ -160,7 +167,7 @@ def event_code(document: Document) -> str:
 
     So each event on ``done`` and ``error`` is the end of a run, and the stream keeps as many ends as it is told to.
     """
-    if document.change in {Change.EDITED, Change.SKIPPED, Change.DELETED}:
+    if document.change in APART:
         return document.change.value
     return document.task.state.code.value.lower()
 
@@ -248,6 +255,22 @@ def message(chain: int, name: str) -> str:
 def reply(name: str) -> str:
     """Where one reply of a service is received; the name is unguessable."""
     return f"replies.{name}"
+
+
+def api(chain: int | str, token: str, call: str) -> str:
+    """Where a client with this token asks for a call of the API; ``*`` for any chain, any token."""
+    return f"api.{chain}.{token}.{call}"
+
+
+def api_of(chain: int, token: str) -> str:
+    """All calls that this client may ask for."""
+    return api(_id(chain), token, "tasks.*")
+
+
+def parse_api(subject: str) -> tuple[int, str]:
+    """(chain, token) of a request for a call."""
+    _, chain, token, *_ = subject.split(".")
+    return int(chain), token
 
 
 def services_of(chain: int) -> str:
