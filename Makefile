@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript check bench bench-size bench-fairness bench-schedules clean
+.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,11 @@ test: check
 # The example of a worker in JavaScript; needs Node.js 20 and npm.
 test-javascript: install
 	cd examples/javascript-worker && npm install --no-audit --no-fund --loglevel=error && npm test
+
+# The AsyncAPI document, read by the parser of those who write the specification; needs Node.js 20 and npm.
+test-asyncapi: install
+	cd tests/asyncapi && npm install --no-audit --no-fund --loglevel=error
+	$(VENV)/bin/python -m tests.asyncapi | node tests/asyncapi/check.mjs
 
 check: install
 	$(VENV)/bin/ruff check

@@ -14,6 +14,7 @@ from runwire.domain.errors import RequestError
 from runwire.http import (
     access_tokens,
     actions,
+    asyncapi_pages,
     audit,
     cancel,
     dead_letters,
@@ -47,6 +48,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *audit.ENDPOINTS,
     *health.ENDPOINTS,
     *problem_pages.ENDPOINTS,
+    *asyncapi_pages.ENDPOINTS,
 )
 SUMMARY = "Runs tasks on demand over a message bus and answers with what became of them."
 

@@ -55,7 +55,8 @@ def build_document(endpoints: Iterable[Endpoint], *, title: str, version: str, s
             if int(status) in endpoint.answers or status in _problem_answers(endpoint)
         } | _problem_answers(endpoint)
         for status, answer in endpoint.answers.items():
-            if answer.model is None and answer.content is None:  # FastAPI takes every answer for JSON
+            # FastAPI takes every answer for JSON.
+            if answer.model is None and "application/json" not in (answer.content or {}):
                 operation["responses"][str(status)].get("content", {}).pop("application/json", None)
         if endpoint.body is not None:
             bodies.append(endpoint.body)

@@ -10,48 +10,19 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from markdown_it import MarkdownIt
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from runwire.domain.errors import ProblemNotFound
 from runwire.http.endpoint import Answer, Endpoint, path_parameter
+from runwire.http.page import page
 
 SECTION = re.compile(r"^## ([a-z-]+)$", re.MULTILINE)
-SECURE = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "max-age=3600",
-}
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-  body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 46rem; margin: 3rem auto; padding: 0 1rem; color: #1c2430; }}
-  code {{ font: 0.9em ui-monospace, monospace; background: #eef1f5; padding: 0.1em 0.3em; border-radius: 4px; }}
-  h2 {{ margin-top: 2.2em; padding-top: 0.6em; border-top: 1px solid #d8dee6; font-family: ui-monospace, monospace; }}
-  a {{ color: #0b62c4; }}
-  @media (prefers-color-scheme: dark) {{
-    body {{ background: #14181e; color: #dfe5ec; }} code {{ background: #232a34; }} h2 {{ border-color: #333c48; }}
-    a {{ color: #7db5f5; }}
-  }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 async def list_problems(_request: Request) -> Response:
     """What each kind of problem means, and what to do about it."""
-    return HTMLResponse(
-        _page("Problems", "\n".join([introduction(), *(_linked(slug) for slug in sections())])), 200, SECURE
-    )
+    return page("Problems", "\n".join([introduction(), *(_linked(slug) for slug in sections())]))
 
 
 async def get_problem(request: Request) -> Response:
@@ -60,8 +31,7 @@ async def get_problem(request: Request) -> Response:
     text = sections().get(slug)
     if text is None:
         raise ProblemNotFound("There is no such problem; /problems lists them all.")
-    body = f"# {slug}\n\n{text}\n\n[All problems](/problems)"
-    return HTMLResponse(_page(slug, body), 200, SECURE)
+    return page(slug, f"# {slug}\n\n{text}\n\n[All problems](/problems)")
 
 
 @cache
@@ -85,10 +55,6 @@ def _text() -> str:
 
 def _linked(slug: str) -> str:
     return f"## [{slug}](/problems/{slug})\n\n{sections()[slug]}"
-
-
-def _page(title: str, markdown: str) -> str:
-    return PAGE.format(title=title, body=MarkdownIt("commonmark", {"html": False}).render(markdown))
 
 
 ENDPOINTS = (

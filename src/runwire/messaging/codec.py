@@ -42,7 +42,7 @@ class CommandBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")] | None = None
-    """The run id; None: see :func:`_run_id`."""
+    """The run id; None: the header ``Run-Id``, else one made of what tells the command apart (:func:`_run_id`)."""
     reason: (
         Annotated[str, StringConstraints(max_length=LONGEST_REASON, pattern=r"^[^\x00]*$", strip_whitespace=True)]
         | None
@@ -60,7 +60,7 @@ def event_headers(document: Document, event_id: str, at: datetime) -> dict[str, 
         "ce-specversion": "1.0",
         subjects.EVENT_ID: event_id,
         "ce-source": f"/chains/{task.chain}/tasks/{task.id}",
-        "ce-type": f"dev.runwire.task.{subjects.event_code(document)}.v1",
+        "ce-type": event_type(subjects.event_code(document)),
         "ce-time": f"{at.replace(tzinfo=None).isoformat(timespec='microseconds')}Z",
         "ce-datacontenttype": "application/json",
     }
@@ -70,6 +70,11 @@ def event_headers(document: Document, event_id: str, at: datetime) -> dict[str, 
             for name, value in document.run.trace.headers().items():
                 headers |= {name: value, f"ce-{name}": cloudevents.encoded(value)}
     return headers
+
+
+def event_type(code: str) -> str:
+    """The CloudEvents type of the events with this code."""
+    return f"dev.runwire.task.{code}.v1"
 
 
 def encode(document: Document) -> bytes:

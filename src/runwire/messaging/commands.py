@@ -27,6 +27,8 @@ GRACE = 0.002
 """Seconds after which a refused command is tried once more before it is looked into."""
 REFUSED = 10077
 """The broker's error code for: one for this subject is there already, or the stream is full."""
+TOO_LARGE = 10054
+"""The broker's error code for: larger than the stream takes."""
 IN_FLIGHT = 10158
 """The broker's error code for: the same message id is being stored right now (clusters)."""
 
