@@ -306,10 +306,13 @@ async def test_a_message_without_a_broker_is_not_kept_for_later(
     actions = builtin_actions(bus).actions
     document = await run(bus, app, settings, "publish while the broker is away")
     assert document.run.error.code == "connection_lost"
-    await eventually(lambda: service.nc.is_connected)
-    await bus.nc.publish("messages.1764.end", b"")
-    await eventually(lambda: service.heard)
-    assert [message.subject for message in service.heard] == ["messages.1764.end"]
+
+    async def hears_again() -> bool:
+        await bus.nc.publish("messages.1764.end", b"")
+        return bool(service.heard)
+
+    await eventually(hears_again, what="the service is back, and subscribed")
+    assert {message.subject for message in service.heard} == {"messages.1764.end"}
 
 
 # --- what other chains see ---------------------------------------------------------------------------------------
