@@ -63,11 +63,15 @@ async def resources(http: httpx.AsyncClient, stranger: dict[str, str]) -> dict[s
     await bus.js.purge_stream(subjects.DEADLETTERS, seq=7_000_001)  # an id that stands nowhere else
     await publish_command(bus, None, task=7_009, body=MARK.encode())
     letter = await eventually(lambda: dead_letters(bus, task=7_009))
+    made = await http.post("/subscriptions", json={"kind": "pull", "chain": CHAIN, "desc": MARK})
+    assert made.status_code == 201, made.text
+    subscription = made.json()["id"]
     return {
         "tasks": Resource(task, "7002", own_task),
         "runs": Resource(run, uuid7(), own_run),
         "access_tokens": Resource(owner, "x" * len(owner), None),
         "dead_letters": Resource(str(letter.seq), "7000002", None),
+        "subscriptions": Resource(subscription, "x" * len(subscription), None),
     }
 
 

@@ -20,13 +20,14 @@
         InvalidFields           the body is JSON, but not what is asked for
         Unauthenticated         no valid access token
         Forbidden               the token's access level or chains do not allow it
-        TaskNotFound, RunNotFound, TokenNotFound, DeadLetterNotFound, ProblemNotFound
+        TaskNotFound, RunNotFound, TokenNotFound, DeadLetterNotFound, SubscriptionNotFound, ProblemNotFound
         TaskBusy                the task is already queued or running
         KeyReused               the Idempotency-Key was used with another request
         NotRunning              there is no run to cancel, or it is another one
         Stale                   the task is not the version that If-Match asks for
         IdTaken                 a task with this id exists
         OwnToken                a token cannot shut itself out
+        TooManySubscriptions    the token, or the chain, has as many subscriptions as it may
         RateLimited             the token, or the chain, has made too many calls: later
         TooManyOutstanding      the chain has too many runs queued or running: later
         NotAccepted             it is not known to be stored: try again
@@ -222,6 +223,12 @@ class DeadLetterNotFound(RequestError):
         self.chain = chain
 
 
+class SubscriptionNotFound(RequestError):
+    """No such subscription, or one of somebody else."""
+
+    code = "subscription_not_found"
+
+
 class ProblemNotFound(RequestError):
     """No such kind of problem."""
 
@@ -333,6 +340,12 @@ class OwnToken(RequestError):
     """A token is not deactivated or deleted by a call that it authenticates: nobody locks themselves out."""
 
     code = "own_token"
+
+
+class TooManySubscriptions(RequestError):
+    """The token, or the chain, has as many subscriptions as it may."""
+
+    code = "too_many_subscriptions"
 
 
 class NotAccepted(RequestError):

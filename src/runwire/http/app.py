@@ -28,6 +28,7 @@ from runwire.http import (
     problems,
     runs,
     streams,
+    subscriptions,
     tasks,
 )
 from runwire.http.endpoint import Endpoint, Handler
@@ -41,6 +42,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *cancel.ENDPOINTS,
     *runs.ENDPOINTS,
     *streams.ENDPOINTS,
+    *subscriptions.ENDPOINTS,
     *downloads.ENDPOINTS,
     *actions.ENDPOINTS,
     *dead_letters.ENDPOINTS,

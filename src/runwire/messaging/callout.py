@@ -6,6 +6,7 @@ ours that says in which account the client is, what it may publish and subscribe
     user ID or ID.CHAIN, password SECRET  ->  the chain's account
         subscribe   tasks.evt.<chain>.>   tasks.dlq.<chain>.>   _INBOX_<id>.>
         publish     api.<chain>.<id>.tasks.*   $SRV.PING   $SRV.INFO
+                    what it takes to fetch from the token's own subscriptions (sub-<chain>-<n>-<id>)
         from the level operator on:
         publish     tasks.cmd.<chain>.*.execute
         subscribe   services.<chain>.>   messages.<chain>.>   $SRV.>
@@ -44,6 +45,7 @@ from runwire.domain.access import (
     parse_bus_user,
 )
 from runwire.domain.errors import Undecodable
+from runwire.domain.subscription import pull_names
 from runwire.messaging import accounts, subjects
 from runwire.messaging.accounts import Accounts
 from runwire.messaging.audit import Refusals
@@ -288,7 +290,8 @@ def permissions(token: AccessToken, chain: int) -> dict[str, Any]:
     These alone keep it to its chain: the accounts of all chains see the same subjects of ours.
     """
     heard = [subjects.whole_chain(chain), subjects.dead_letters_of(chain), subjects.inbox_of(token.id)]
-    asked = [subjects.api_of(chain, token.id), *subjects.OURSELVES]
+    pulled = [subject for name in pull_names(chain, token.id) for subject in subjects.pulling(name)]
+    asked = [subjects.api_of(chain, token.id), *subjects.OURSELVES, *pulled]
     if token.levels[chain] < AccessLevel.OPERATOR:
         return {"pub": {"allow": asked}, "sub": {"allow": heard}}
     return {

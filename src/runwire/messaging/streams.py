@@ -12,6 +12,7 @@ from typing import Any
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
+    DeliverPolicy,
     DiscardPolicy,
     KeyValueConfig,
     ObjectStoreConfig,
@@ -22,6 +23,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
 
 from runwire.domain.errors import SetupError
+from runwire.domain.subscription import Subscription, SubscriptionKind
 from runwire.messaging import subjects
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
@@ -35,8 +37,16 @@ MAX_OUTSTANDING = 100_000
 """Commands of a chain that may be with workers or waiting for a retry at once: a delayed one counts, too."""
 MAX_WAITING = 8192
 """Requests of all workers together that may wait for a chain's next command."""
-MAX_CHAINS = 100_000
-"""Consumers that COMMANDS may have. nats-server 2.15 takes a limit that is not given, or -1, for 1,000."""
+MAX_CHAINS = MAX_SUBSCRIPTIONS = 100_000
+"""Consumers that COMMANDS and EVENTS may have. nats-server 2.15 takes a limit that is not given, or -1, for 1,000."""
+SUBSCRIBER_PENDING = 1000
+"""Events that a subscriber may have got, and not acknowledged; then it gets no new ones."""
+SUBSCRIBER_WAIT = 30.0
+"""Seconds after which an event that a subscriber has not acknowledged comes again."""
+SUBSCRIBER_REQUESTS = 64
+"""Requests for events of a subscription that may be open at once."""
+IDLE_DAYS = 7
+"""Days after which a pull subscription that nobody asks for events is gone."""
 LOG_LINES_PER_TASK = 10_000
 LOG_DAYS, DEAD_LETTER_DAYS, ARTIFACT_DAYS, AUDIT_DAYS = 30, 30, 30, 90
 REFUSALS_PER_CHAIN = 10_000
@@ -98,6 +108,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             # A full stream refuses; it never drops the last event of a task to make room.
             discard=DiscardPolicy.NEW,
             max_msg_size=LARGEST_EVENT,
+            max_consumers=MAX_SUBSCRIPTIONS,
             duplicate_window=DUPLICATE_WINDOW,
             allow_direct=True,
         ),
@@ -148,6 +159,28 @@ def workers_config(settings: Settings, chain: int) -> ConsumerConfig:
         max_ack_pending=MAX_OUTSTANDING,
         max_waiting=MAX_WAITING,
         filter_subject=subjects.commands_of(chain),
+    )
+
+
+def subscription_config(subscription: Subscription) -> ConsumerConfig:
+    """The consumer of a subscription; what the subscription says of itself is in its metadata."""
+    start: dict[str, Any] = {"deliver_policy": DeliverPolicy.NEW}
+    if subscription.from_sequence is not None:
+        start = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": subscription.from_sequence}
+    elif subscription.from_time is not None:
+        start = {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": subscription.from_time}
+    return ConsumerConfig(
+        name=subscription.id,
+        durable_name=subscription.id,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=SUBSCRIBER_WAIT,
+        max_deliver=-1,
+        max_ack_pending=SUBSCRIBER_PENDING,
+        max_waiting=SUBSCRIBER_REQUESTS,
+        filter_subjects=subjects.subscribed(subscription.chain, subscription.tasks, subscription.codes),
+        inactive_threshold=IDLE_DAYS * DAY if subscription.kind is SubscriptionKind.PULL else None,
+        metadata={subjects.SUBSCRIPTION: subscription.model_dump_json(exclude_none=True)},
+        **start,
     )
 
 

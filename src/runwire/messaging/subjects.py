@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Collection
 
 from runwire.domain.errors import Undecodable
 from runwire.domain.ids import LONGEST_SUBJECT_NAME, SUBJECT_NAME
@@ -61,6 +62,8 @@ FORWARDERS, ALARM_SETTERS = "forwarders", "alarm-setters"
 """The durable consumers that all workers share: on SCHEDULES for what is due, on EVENTS for what changes it."""
 CONSUMER_CREATED = f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{COMMANDS}.*"
 """Where the broker tells that COMMANDS has a new consumer."""
+SUBSCRIPTION_CHANGES = f"$JS.EVENT.ADVISORY.CONSUMER.*.{EVENTS}.*"
+"""Where the broker tells which consumers of EVENTS come and go."""
 ROLL_CALL = "tasks.wrk.call"
 """A request here is answered by every worker (core NATS, nothing is stored)."""
 
@@ -97,6 +100,9 @@ SCHEDULE_TARGET = "Nats-Schedule-Target"
 
 KEY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What the name of a key's record looks like: one token of a subject."""
+
+SUBSCRIPTION = "runwire"
+"""In the metadata of a consumer on EVENTS: the subscription it is there for."""
 
 STATUS, NO_RESPONDERS = "Status", "503"
 """How the broker answers a request that nobody is there for."""
@@ -195,6 +201,24 @@ def whole_chain(chain: int) -> str:
 def inbox_of(token: str) -> str:
     """Where a client of the bus may receive answers: subjects that begin with the id of its token."""
     return f"_INBOX_{token}.>"
+
+
+def subscribed(chain: int, tasks: Collection[int], codes: Collection[str]) -> list[str]:
+    """The events of these tasks with these codes, as filters that do not overlap; none of either: of all."""
+    return [
+        f"tasks.evt.{_id(chain)}.{task}.{code}"
+        for task in ([str(_id(task)) for task in tasks] or ["*"])
+        for code in (list(codes) or ["*"])
+    ]
+
+
+def pulling(consumer: str) -> list[str]:
+    """Where a client of the bus publishes to use a consumer on EVENTS: to look at it, to fetch, to acknowledge."""
+    return [
+        f"$JS.API.CONSUMER.INFO.{EVENTS}.{consumer}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{consumer}",
+        f"$JS.ACK.{EVENTS}.{consumer}.>",
+    ]
 
 
 def ended_runs_of(chain: int) -> list[str]:

@@ -1,0 +1,175 @@
+"""Bodies of requests and answers about subscriptions, with examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+
+from runwire.domain.subscription import MOST_FILTERS, MOST_TASKS, EventCode, Subscription, SubscriptionKind
+from runwire.domain.task import INTEGRAL, MAX_ID, ChainId, TaskId
+from runwire.http.json_body import parse_json
+from runwire.http.schemas import NO_NUL, Instant, instant
+from runwire.messaging.subscriptions import Standing
+
+LONGEST_DESC = 500
+"""Characters of a description."""
+
+EXAMPLE_PULL: dict[str, Any] = {
+    "id": "sub-1764-3-0b7e6f0e-3f0c-4c4e-9a53-5d3b8f6f2a11",
+    "kind": "pull",
+    "chain": 1764,
+    "token": "0b7e6f0e-3f0c-4c4e-9a53-5d3b8f6f2a11",
+    "desc": "The billing service",
+    "tasks": [12345],
+    "codes": ["done", "error"],
+    "from_sequence": None,
+    "from_time": "2026-05-26T14:35:00Z",
+    "created": "2026-05-26T14:40:00Z",
+    "stream": "EVENTS",
+    "pending": 12,
+    "unacknowledged": 1,
+    "redelivered": 0,
+    "acknowledged": 4711,
+    "last_active": "2026-05-26T14:41:00Z",
+    "waiting": 1,
+}
+
+
+def _distinct(values: Sequence[Any]) -> Sequence[Any]:
+    if len(set(values)) < len(values):
+        msg = "must not name anything twice"
+        raise ValueError(msg)
+    return values
+
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        msg = "must not contain NUL"
+        raise ValueError(msg)
+    return text
+
+
+Sequences = Annotated[int, Strict(), Field(ge=1, le=MAX_ID), INTEGRAL]
+
+
+class Wanted(BaseModel):
+    """What every new subscription says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    chain: ChainId
+    desc: Annotated[
+        str,
+        Field(max_length=LONGEST_DESC, description="What it is for.", json_schema_extra=NO_NUL),
+        AfterValidator(_without_nul),
+    ] = ""
+    tasks: Annotated[
+        list[TaskId],
+        Field(max_length=MOST_TASKS, description="Only events of these tasks; none: of all."),
+        AfterValidator(_distinct),
+    ] = []
+    codes: Annotated[
+        list[EventCode],
+        Field(max_length=len(EventCode), description="Only these; none: all."),
+        AfterValidator(_distinct),
+    ] = []
+    from_sequence: Annotated[
+        Sequences | None, Field(description="Begin with the event of this sequence; 1: with the oldest there is.")
+    ] = None
+    from_time: Annotated[
+        Instant | None, Field(description="Begin with the first event since. Without either: with the next event.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Wanted:
+        if self.from_sequence is not None and self.from_time is not None:
+            msg = "from_sequence and from_time exclude each other"
+            raise ValueError(msg)
+        if len(self.tasks) * len(self.codes) > MOST_FILTERS:
+            msg = f"tasks and codes make more than {MOST_FILTERS} pairs"
+            raise ValueError(msg)
+        return self
+
+
+class PullBody(Wanted):
+    """Clients of the bus that log in with the calling token fetch the events."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"kind": "pull", "chain": 1764, "tasks": [12345], "codes": ["done", "error"], "desc": "billing"}
+            ]
+        }
+    )
+
+    kind: Literal["pull"]
+
+
+class SubscriptionView(BaseModel):
+    """A subscription, and how far it has come."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_PULL]})
+
+    id: Annotated[str, Field(description="Of a pull subscription also the name of the consumer to bind to.")]
+    kind: SubscriptionKind
+    chain: int
+    token: Annotated[str, Field(description="The access token that made it; a pull subscription works with this one.")]
+    desc: str
+    tasks: list[int]
+    codes: list[EventCode]
+    from_sequence: int | None
+    from_time: datetime | None
+    created: datetime
+    stream: Annotated[Literal["EVENTS"], Field(description="The stream that the consumer is on.")]
+    pending: Annotated[int, Field(description="Lag: events that were not delivered yet.")]
+    unacknowledged: Annotated[int, Field(description="Events that were delivered, and not acknowledged yet.")]
+    redelivered: Annotated[int, Field(description="Of these, how many were delivered more than once.")]
+    acknowledged: Annotated[int, Field(description="Sequence up to which every event is acknowledged; 0: none yet.")]
+    last_active: Annotated[datetime | None, Field(description="When an event was last delivered; null: never.")]
+    waiting: Annotated[int, Field(description="Requests for events that are open: somebody is there.")]
+
+
+def subscription_view(standing: Standing) -> dict[str, Any]:
+    """The subscription as the API shows it; never its secret."""
+    subscription = standing.subscription
+    return {
+        "id": subscription.id,
+        "kind": subscription.kind.value,
+        "chain": subscription.chain,
+        "token": subscription.token,
+        "desc": subscription.desc,
+        "tasks": list(subscription.tasks),
+        "codes": [code.value for code in subscription.codes],
+        "from_sequence": subscription.from_sequence,
+        "from_time": instant(subscription.from_time),
+        "created": instant(subscription.created),
+        "stream": "EVENTS",
+        "pending": standing.pending,
+        "unacknowledged": standing.unacknowledged,
+        "redelivered": standing.redelivered,
+        "acknowledged": standing.acknowledged,
+        "last_active": instant(standing.last_active),
+        "waiting": standing.waiting,
+    }
+
+
+def new_subscription(wanted: Wanted, kind: SubscriptionKind, **fields: Any) -> Subscription:
+    """What a body asks for; ``fields``: what it does not say."""
+    return Subscription(
+        kind=kind,
+        chain=wanted.chain,
+        desc=wanted.desc,
+        tasks=tuple(wanted.tasks),
+        codes=tuple(wanted.codes),
+        from_sequence=wanted.from_sequence,
+        from_time=wanted.from_time,
+        **fields,
+    )
+
+
+def parse_wanted(body: bytes) -> PullBody:
+    """The new subscription in a request body. Raises MalformedBody or InvalidFields."""
+    return parse_json(body, PullBody)
