@@ -25,10 +25,10 @@ from runwire.domain.errors import Fail, Retry, SetupError
 from runwire.domain.task import LogLevel
 from runwire.messaging import actions, codec
 from runwire.messaging.broker import Bus
+from runwire.outgoing import exchange
+from runwire.outgoing.guard import Forbidden, Guard, is_own
 from runwire.settings import Settings, load
-from runwire.worker.actions import exchange
 from runwire.worker.actions.builtin import builtin_actions
-from runwire.worker.actions.guard import Forbidden, Guard, is_own
 from runwire.worker.actions.http import http_action
 from runwire.worker.actions.http_request import HttpRequest
 from runwire.worker.announcer import Announcer

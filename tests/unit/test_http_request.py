@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from runwire.worker.actions.exchange import BadRedirect, Request, redirected
+from runwire.outgoing.exchange import BadRedirect, Request, redirected
 from runwire.worker.actions.http_request import HttpRequest, limited
 from runwire.worker.actions.pointer import Nowhere, pointed_at
 

@@ -1,6 +1,6 @@
 """``http``: sends a request and looks at the answer: its status decides, its body is the result.
 
-What a task may say is in :mod:`.http_request`, whom it may reach in :mod:`.guard`, how it is sent in :mod:`.exchange`.
+What a task may say is in :mod:`.http_request`, whom it may reach and how it is sent in :mod:`runwire.outgoing`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runwire.domain.addresses import Exceptions
 from runwire.domain.errors import Fail, Retry
 from runwire.domain.run import ErrorCode
 from runwire.domain.task import LogLevel
-from runwire.worker.actions.exchange import (
+from runwire.outgoing.exchange import (
     CONNECT_SECONDS,
     BadRedirect,
     Exchange,
@@ -37,8 +37,9 @@ from runwire.worker.actions.exchange import (
     Response,
     TooLarge,
 )
-from runwire.worker.actions.guard import Forbidden, Guard, Resolver, look_up
-from runwire.worker.actions.http_request import HEADER_VALUE, HttpRequest, checked_url, limited
+from runwire.outgoing.guard import Forbidden, Guard, Resolver, look_up
+from runwire.outgoing.url import checked_url
+from runwire.worker.actions.http_request import HEADER_VALUE, HttpRequest, limited
 from runwire.worker.actions.pointer import Nowhere, pointed_at
 
 KEPT_HEADERS = ("content-type", "etag", "last-modified", "location", "retry-after")

@@ -18,8 +18,8 @@ import certifi
 import httpcore
 import httpx
 
-from runwire.worker.actions.guard import Forbidden, Guard
-from runwire.worker.actions.http_request import checked_url
+from runwire.outgoing.guard import Forbidden, Guard
+from runwire.outgoing.url import checked_url
 
 logging.getLogger("httpcore").setLevel(logging.INFO)  # below that it writes down every header
 
