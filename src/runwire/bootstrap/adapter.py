@@ -234,7 +234,7 @@ def _watch_dead_letters(services: Services) -> None:
         """The body may be anything, whatever its headers say it is."""
         return bytes(message.body)
 
-    @services.bus.broker.subscriber(subjects.ALL_DEADLETTERS, decoder=undecoded)
+    @services.bus.broker.subscriber(subjects.DEAD_COMMANDS, decoder=undecoded)
     async def dead(_body: Any) -> None:
         letter = deadletters.heard(services.bus.broker.context.get("message").raw_message)
         document = await services.reader.document(letter.task)

@@ -16,6 +16,7 @@ from runwire.messaging.broker import Bus
 from runwire.process import calm_garbage_collector, notify_ready
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings, load
+from runwire.webhooks.sender import WebHooks
 from runwire.worker import capture
 from runwire.worker.actions.builtin import builtin_actions
 from runwire.worker.announcer import Announcer
@@ -33,7 +34,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     vault = Vault(chosen.secrets)
     bus = Bus(chosen, "runwire worker")
     worker = FastStream(bus.broker, logger=None)
-    parts: list[Consumer | Scheduler | Announcer] = []
+    parts: list[Consumer | Scheduler | Announcer | WebHooks] = []
     capturing = ExitStack()
 
     @worker.on_startup
@@ -47,7 +48,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
         actions = builtin_actions(bus, own)
         consumer = Consumer(bus, Executor(bus, actions, chosen, vault=vault), chosen)
         scheduler = Scheduler(bus, chosen)
-        for part in (consumer, scheduler, Announcer(bus, actions, clock=lambda: datetime.now(UTC))):
+        for part in (consumer, scheduler, WebHooks(bus), Announcer(bus, actions, clock=lambda: datetime.now(UTC))):
             parts.append(part)
             await part.start()
         log.info("worker ready, %d slots, actions: %s", chosen.worker_slots, ", ".join(sorted(actions.actions)),

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, Strict, model_validator
 
-from runwire.domain.subscription import MOST_FILTERS, MOST_TASKS, EventCode, Subscription, SubscriptionKind
-from runwire.domain.task import INTEGRAL, MAX_ID, ChainId, TaskId
+from runwire.domain.errors import InvalidFields
+from runwire.domain.subscription import (
+    MOST_FILTERS,
+    MOST_TASKS,
+    EventCode,
+    Subscription,
+    SubscriptionKind,
+    new_secret,
+)
+from runwire.domain.task import INTEGRAL, LONGEST_ACTION, MAX_ID, ChainId, TaskId
 from runwire.http.json_body import parse_json
 from runwire.http.schemas import NO_NUL, Instant, instant
 from runwire.messaging.subscriptions import Standing
+from runwire.outgoing.url import LONGEST_URL, URL_FORM, checked_url
 
 LONGEST_DESC = 500
 """Characters of a description."""
+MOST_ACTIONS = 20
+VARIANT = re.compile(r"^/(pull|web_hook)(?=/|$)")
 
 EXAMPLE_PULL: dict[str, Any] = {
     "id": "sub-1764-3-0b7e6f0e-3f0c-4c4e-9a53-5d3b8f6f2a11",
@@ -25,6 +38,9 @@ EXAMPLE_PULL: dict[str, Any] = {
     "desc": "The billing service",
     "tasks": [12345],
     "codes": ["done", "error"],
+    "url": None,
+    "actions": [],
+    "disabled": None,
     "from_sequence": None,
     "from_time": "2026-05-26T14:35:00Z",
     "created": "2026-05-26T14:40:00Z",
@@ -36,6 +52,21 @@ EXAMPLE_PULL: dict[str, Any] = {
     "last_active": "2026-05-26T14:41:00Z",
     "waiting": 1,
 }
+
+
+EXAMPLE_HOOK: dict[str, Any] = EXAMPLE_PULL | {
+    "id": "hook-1764-9f3c2a7be1d04586",
+    "kind": "web_hook",
+    "tasks": [],
+    "url": "https://example.com/events",
+    "actions": ["export"],
+}
+EXAMPLE_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDJ8eLdvVhFfw="  # noqa: S105 - opens nothing
+
+
+def _as_url(text: str) -> str:
+    checked_url(text)
+    return text
 
 
 def _distinct(values: Sequence[Any]) -> Sequence[Any]:
@@ -52,6 +83,7 @@ def _without_nul(text: str) -> str:
     return text
 
 
+ActionName = Annotated[str, Field(min_length=1, max_length=LONGEST_ACTION)]
 Sequences = Annotated[int, Strict(), Field(ge=1, le=MAX_ID), INTEGRAL]
 
 
@@ -97,21 +129,42 @@ class Wanted(BaseModel):
 class PullBody(Wanted):
     """Clients of the bus that log in with the calling token fetch the events."""
 
+    kind: Literal["pull"]
+
+
+class WebHookBody(Wanted):
+    """The events are sent to a URL."""
+
+    kind: Literal["web_hook"]
+    url: Annotated[
+        str,
+        Field(pattern=URL_FORM, max_length=LONGEST_URL, description="Where to, in ASCII, without user and password."),
+        AfterValidator(_as_url),
+    ]
+    actions: Annotated[
+        list[ActionName],
+        Field(max_length=MOST_ACTIONS, description="Only events of tasks with these actions; none: of all."),
+        AfterValidator(_distinct),
+    ] = []
+
+
+class SubscriptionBody(RootModel[Annotated[PullBody | WebHookBody, Field(discriminator="kind")]]):
+    """A new subscription. Its id is made here."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"kind": "pull", "chain": 1764, "tasks": [12345], "codes": ["done", "error"], "desc": "billing"}
+                {"kind": "pull", "chain": 1764, "tasks": [12345], "codes": ["done", "error"], "desc": "billing"},
+                {"kind": "web_hook", "chain": 1764, "url": "https://example.com/events", "actions": ["export"]},
             ]
         }
     )
-
-    kind: Literal["pull"]
 
 
 class SubscriptionView(BaseModel):
     """A subscription, and how far it has come."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_PULL]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_PULL, EXAMPLE_HOOK]})
 
     id: Annotated[str, Field(description="Of a pull subscription also the name of the consumer to bind to.")]
     kind: SubscriptionKind
@@ -120,6 +173,11 @@ class SubscriptionView(BaseModel):
     desc: str
     tasks: list[int]
     codes: list[EventCode]
+    url: Annotated[str | None, Field(description="Of a web hook.")]
+    actions: list[str]
+    disabled: Annotated[
+        datetime | None, Field(description="When the web hook's receiver said 410 Gone; null: it did not.")
+    ]
     from_sequence: int | None
     from_time: datetime | None
     created: datetime
@@ -130,6 +188,16 @@ class SubscriptionView(BaseModel):
     acknowledged: Annotated[int, Field(description="Sequence up to which every event is acknowledged; 0: none yet.")]
     last_active: Annotated[datetime | None, Field(description="When an event was last delivered; null: never.")]
     waiting: Annotated[int, Field(description="Requests for events that are open: somebody is there.")]
+
+
+class NewSubscriptionView(SubscriptionView):
+    """A subscription as it was made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_HOOK | {"secret": EXAMPLE_SECRET}]})
+
+    secret: Annotated[
+        str | None, Field(description="What a web hook's events are signed with; shown this once. null: it is none.")
+    ]
 
 
 def subscription_view(standing: Standing) -> dict[str, Any]:
@@ -143,6 +211,9 @@ def subscription_view(standing: Standing) -> dict[str, Any]:
         "desc": subscription.desc,
         "tasks": list(subscription.tasks),
         "codes": [code.value for code in subscription.codes],
+        "url": subscription.url,
+        "actions": list(subscription.actions),
+        "disabled": instant(subscription.disabled),
         "from_sequence": subscription.from_sequence,
         "from_time": instant(subscription.from_time),
         "created": instant(subscription.created),
@@ -156,10 +227,12 @@ def subscription_view(standing: Standing) -> dict[str, Any]:
     }
 
 
-def new_subscription(wanted: Wanted, kind: SubscriptionKind, **fields: Any) -> Subscription:
+def new_subscription(wanted: PullBody | WebHookBody, **fields: Any) -> Subscription:
     """What a body asks for; ``fields``: what it does not say."""
+    if isinstance(wanted, WebHookBody):
+        fields |= {"url": wanted.url, "actions": tuple(wanted.actions), "secret": new_secret()}
     return Subscription(
-        kind=kind,
+        kind=SubscriptionKind(wanted.kind),
         chain=wanted.chain,
         desc=wanted.desc,
         tasks=tuple(wanted.tasks),
@@ -170,6 +243,11 @@ def new_subscription(wanted: Wanted, kind: SubscriptionKind, **fields: Any) -> S
     )
 
 
-def parse_wanted(body: bytes) -> PullBody:
+def parse_wanted(body: bytes) -> PullBody | WebHookBody:
     """The new subscription in a request body. Raises MalformedBody or InvalidFields."""
-    return parse_json(body, PullBody)
+    try:
+        return parse_json(body, SubscriptionBody).root
+    except InvalidFields as invalid:  # pydantic's places name the variant, a pointer must not
+        raise InvalidFields(
+            [replace(error, pointer=VARIANT.sub("", error.pointer or "")) for error in invalid.errors]
+        ) from None

@@ -25,7 +25,7 @@ from runwire.domain.errors import (
     SubscriptionNotFound,
     TooManySubscriptions,
 )
-from runwire.domain.subscription import SUBSCRIPTION_ID, SubscriptionKind, chain_of, owner_of
+from runwire.domain.subscription import SUBSCRIPTION_ID, chain_of, owner_of
 from runwire.domain.task import MAX_ID, whole_seconds
 from runwire.http.body import read_body
 from runwire.http.endpoint import Answer, Endpoint, path_parameter
@@ -36,7 +36,8 @@ from runwire.http.schemas import json_bytes
 from runwire.http.services import Services, services
 from runwire.http.subscription_schemas import (
     EXAMPLE_PULL,
-    PullBody,
+    NewSubscriptionView,
+    SubscriptionBody,
     SubscriptionView,
     new_subscription,
     parse_wanted,
@@ -64,24 +65,23 @@ class SubscriptionsQuery(Page):
 
 
 async def create_subscription(request: Request) -> Response:
-    """Create a subscription to events of a chain. Needs viewer."""
+    """Create a subscription to events of a chain. Needs viewer, for a web hook manager."""
     parts = services(request)
     principal = await parts.authenticate(request)
     body = parse_wanted(await read_body(request))
-    principal.require(AccessLevel.VIEWER, body.chain)
+    principal.require(AccessLevel.VIEWER if body.kind == "pull" else AccessLevel.MANAGER, body.chain)
     now = datetime.now(UTC)
     _check_start(body.from_time, now)
     if parts.draining:
         raise Draining("This adapter is stopping; try again.")
-    wanted = new_subscription(
-        body, SubscriptionKind.PULL, id="", token=principal.token, created=whole_seconds(now), mark=uuid4().hex
-    )
+    wanted = new_subscription(body, id="", token=principal.token, created=whole_seconds(now), mark=uuid4().hex)
     made = await subscriptions.make(parts.bus, wanted)
     standing = await subscriptions.find(parts.bus, made.id)
     if standing is None:
         raise NotAccepted("The subscription was made, and is gone again.")
     headers = {"Location": f"{PATH}/{made.id}", "Cache-Control": "no-store"}
-    return Response(json_bytes(subscription_view(standing)), 201, headers, "application/json")
+    view = subscription_view(standing) | {"secret": made.secret}
+    return Response(json_bytes(view), 201, headers, "application/json")
 
 
 async def list_subscriptions(request: Request) -> Response:
@@ -153,8 +153,8 @@ LOCATION = {"Location": {"schema": {"type": "string"}, "description": "The subsc
 
 ENDPOINTS = (
     Endpoint(
-        method="POST", path=PATH, handle=create_subscription, tag="events", body=PullBody,
-        answers={201: Answer(text="Created.", model=SubscriptionView, headers=LOCATION)},
+        method="POST", path=PATH, handle=create_subscription, tag="events", body=SubscriptionBody,
+        answers={201: Answer(text="Created.", model=NewSubscriptionView, headers=LOCATION)},
         problems=(Forbidden, TooManySubscriptions, NotAccepted, Draining),
     ),
     Endpoint(

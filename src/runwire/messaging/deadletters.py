@@ -1,4 +1,4 @@
-"""DEADLETTERS: commands that could not be run, as they came, with the reason.
+"""DEADLETTERS: commands that could not be run, and events that no web hook took, as they came, with the reason.
 
 A dead letter has the body of its command, and of the headers those that mean something in a command: the rest is
 nobody's business here (a client may have put a secret there), and the broker's own would be obeyed a second time. Its
@@ -21,6 +21,8 @@ from nats.js.errors import APIError, NotFoundError
 from runwire.messaging import codec, stretch, subjects
 from runwire.messaging.broker import Bus
 
+WEB_HOOK = "web_hook"
+"""The reason why an event is here."""
 LONGEST_DETAIL = 500
 """Characters of the reason's detail: a header is no place for more."""
 LONGEST_HEADER, MOST_HEADERS = 1000, 50
@@ -67,6 +69,21 @@ async def bury(bus: Bus, subject: str, *, reason: str, detail: str) -> None:
         sequence = command.seq or 0
         await _keep(bus, subject, command.data or b"", command.headers, sequence, reason=reason, detail=detail)
         await bus.js.delete_msg(subjects.COMMANDS, sequence)
+
+
+async def bury_event(bus: Bus, event: Msg, *, subscription: str, detail: str) -> None:
+    """Keep an event that a web hook could not be given. May be repeated: it is stored once. Raises UNAVAILABLE."""
+    sequence = event.metadata.sequence.stream
+    chain, task = subjects.parse(event.subject)
+    headers = _kept(event.headers or {}) | {
+        subjects.MSG_ID: f"dead-{subscription}-{sequence}",
+        subjects.DEAD_REASON: WEB_HOOK,
+        subjects.DEAD_DETAIL: _line(detail)[:LONGEST_DETAIL],
+        subjects.DEAD_SUBJECT: event.subject,
+        subjects.DEAD_SEQUENCE: str(sequence),
+        subjects.DEAD_SUBSCRIPTION: subscription,
+    }
+    await bus.js.publish(subjects.dead_event(chain, task), event.data, headers=headers)
 
 
 async def _keep(

@@ -43,7 +43,7 @@ SUBSCRIBER_PENDING = 1000
 """Events that a subscriber may have got, and not acknowledged; then it gets no new ones."""
 SUBSCRIBER_WAIT = 30.0
 """Seconds after which an event that a subscriber has not acknowledged comes again."""
-SUBSCRIBER_REQUESTS = 64
+SUBSCRIBER_REQUESTS = 512
 """Requests for events of a subscription that may be open at once."""
 IDLE_DAYS = 7
 """Days after which a pull subscription that nobody asks for events is gone."""

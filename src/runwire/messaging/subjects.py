@@ -10,6 +10,7 @@
     tasks.sch.<chain>.<task>               SCHEDULES    the alarm of a task: when it is due next
     tasks.due.<chain>.<task>               SCHEDULES    an alarm that has rung
     tasks.dlq.<chain>.<task>               DEADLETTERS  commands that could not be run
+    tasks.dlq.<chain>.<task>.web_hook      DEADLETTERS  events that could not be sent to a web hook
     tasks.key.<key>                        KEYS         which run or task an Idempotency-Key stands for
     tasks.aud.<chain>                      AUDIT        calls that were refused, and deeds that no event tells of
     tasks.ids                              IDS          the counter of task ids
@@ -51,7 +52,7 @@ EVENT_CODES = (*(code.value.lower() for code in StateCode), *sorted(change.value
 ALL_LOGS = "tasks.log.>"
 PROGRESS = ".progress"
 ALL_ALARMS, ALL_DUE = "tasks.sch.*.*", "tasks.due.*.*"
-ALL_DEADLETTERS = "tasks.dlq.>"
+ALL_DEADLETTERS, DEAD_COMMANDS = "tasks.dlq.>", "tasks.dlq.*.*"
 ALL_KEYS = "tasks.key.*"
 ALL_AUDIT = "tasks.aud.*"
 ID_COUNTER = "tasks.ids"
@@ -128,6 +129,7 @@ DEAD_SUBJECT = "Dead-Letter-Subject"
 DEAD_SEQUENCE = "Dead-Letter-Sequence"
 DEAD_RUN_ID, DEAD_MSG_ID = "Dead-Letter-Run-Id", "Dead-Letter-Msg-Id"
 """What the command itself had as ``Run-Id`` and ``Nats-Msg-Id``."""
+DEAD_SUBSCRIPTION = "Dead-Letter-Subscription"
 
 
 def command(chain: int, task: int) -> str:
@@ -264,6 +266,11 @@ def dead_letter(chain: int, task: int) -> str:
 def dead_letters_of(chain: int, task: int | None = None) -> str:
     """All dead letters of a chain, or those of one of its tasks."""
     return f"tasks.dlq.{_id(chain)}.{'>' if task is None else _id(task)}"
+
+
+def dead_event(chain: int, task: int) -> str:
+    """Where events end up that a web hook could not be given; apart from the commands."""
+    return f"tasks.dlq.{_id(chain)}.{_id(task)}.web_hook"
 
 
 def service(chain: int, name: str) -> str:

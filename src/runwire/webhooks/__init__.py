@@ -1,0 +1,1 @@
+"""Web hooks: events that are sent to the URLs of subscriptions."""
