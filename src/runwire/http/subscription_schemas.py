@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, RootModel, Strict, model_validator
 
 from runwire.domain.errors import InvalidFields
 from runwire.domain.subscription import (
@@ -28,6 +28,7 @@ from runwire.outgoing.url import LONGEST_URL, URL_FORM, checked_url
 LONGEST_DESC = 500
 """Characters of a description."""
 MOST_ACTIONS = 20
+UNIQUE: dict[str, JsonValue] = {"uniqueItems": True}
 VARIANT = re.compile(r"^/(pull|web_hook)(?=/|$)")
 
 EXAMPLE_PULL: dict[str, Any] = {
@@ -100,12 +101,12 @@ class Wanted(BaseModel):
     ] = ""
     tasks: Annotated[
         list[TaskId],
-        Field(max_length=MOST_TASKS, description="Only events of these tasks; none: of all."),
+        Field(max_length=MOST_TASKS, description="Only events of these tasks; none: of all.", json_schema_extra=UNIQUE),
         AfterValidator(_distinct),
     ] = []
     codes: Annotated[
         list[EventCode],
-        Field(max_length=len(EventCode), description="Only these; none: all."),
+        Field(max_length=len(EventCode), description="Only these; none: all.", json_schema_extra=UNIQUE),
         AfterValidator(_distinct),
     ] = []
     from_sequence: Annotated[
@@ -143,7 +144,11 @@ class WebHookBody(Wanted):
     ]
     actions: Annotated[
         list[ActionName],
-        Field(max_length=MOST_ACTIONS, description="Only events of tasks with these actions; none: of all."),
+        Field(
+            max_length=MOST_ACTIONS,
+            description="Only events of tasks with these actions; none: of all.",
+            json_schema_extra=UNIQUE,
+        ),
         AfterValidator(_distinct),
     ] = []
 
