@@ -90,6 +90,7 @@ async def test_a_dead_letter_shows_the_command_as_it_came(
         "task": 1,
         "run": "bus-1",
         "reason": "undecodable",
+        "subscription": None,
         "detail": "The CloudEvent has no specversion, source, type (a text that is not empty).",
         "date": letter["date"],
         "subject": f"tasks.cmd.{CHAIN}.1.execute",

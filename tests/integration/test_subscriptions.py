@@ -354,7 +354,7 @@ async def test_what_makes_no_subscription_is_refused(http: httpx.AsyncClient) ->
         ({"from_sequence": 1, "from_time": "2026-01-01T00:00:00Z"}, ""),
         ({"desc": "x" * 501}, "/desc"),
         ({"desc": "\x00"}, "/desc"),
-        ({"kind": "push"}, "/kind"),
+        ({"kind": "push"}, ""),
         ({"id": "sub-1-1-x"}, "/id"),
         ({"chain": "1764"}, "/chain"),
     ):

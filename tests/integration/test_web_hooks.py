@@ -207,6 +207,11 @@ async def test_what_a_receiver_never_takes_becomes_a_dead_letter_and_the_rest_go
     assert letter.headers[subjects.DEAD_SUBSCRIPTION] == made["id"]
     assert (await bus.js.stream_info(subjects.DEADLETTERS)).state.messages == 1
     assert await deadletters.last(bus, CHAIN, 2) is None, "no command of the task is dead"
+    for query in ("", f"?chain={CHAIN}&task=2"):
+        (shown,) = (await http.get(f"/dead_letters{query}")).json()
+        assert (shown["reason"], shown["subscription"], shown["task"]) == ("web_hook", made["id"], 2)
+    assert code(await http.post(f"/dead_letters/{shown['id']}/replay")) == (409, "not_a_command")
+    assert (await http.delete(f"/dead_letters/{shown['id']}")).status_code == 204
 
 
 @asynccontextmanager
@@ -358,6 +363,23 @@ async def test_a_redirect_is_a_failure(http: httpx.AsyncClient, bus: Bus) -> Non
 
 
 # --- over HTTP -------------------------------------------------------------------------------------------
+
+
+async def test_the_audit_trail_tells_who_made_and_ended_one(http: httpx.AsyncClient) -> None:
+    made = await hook(http, "https://example.com/s3cret")
+    await http.delete(f"/subscriptions/{made['id']}")
+
+    async def told() -> list[dict[str, Any]]:
+        rows = (await http.get("/audit")).json()
+        found = [row for row in rows if row["action"].startswith("subscription.")]
+        return found if len(found) == 2 else []
+
+    rows = await eventually(told)
+    assert {row["action"] for row in rows} == {"subscription.created", "subscription.deleted"}
+    assert {(row["by"], row["subject"], row["chain"]) for row in rows} == {
+        ("tester", f"/subscriptions/{made['id']}", CHAIN)
+    }
+    assert "s3cret" not in str(rows)
 
 
 async def test_web_hooks_are_the_managers(http: httpx.AsyncClient, bus: Bus) -> None:

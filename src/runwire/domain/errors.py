@@ -27,6 +27,7 @@
         Stale                   the task is not the version that If-Match asks for
         IdTaken                 a task with this id exists
         OwnToken                a token cannot shut itself out
+        NotACommand             a dead letter that is an event cannot be replayed
         TooManySubscriptions    the token, or the chain, has as many subscriptions as it may
         RateLimited             the token, or the chain, has made too many calls: later
         TooManyOutstanding      the chain has too many runs queued or running: later
@@ -340,6 +341,12 @@ class OwnToken(RequestError):
     """A token is not deactivated or deleted by a call that it authenticates: nobody locks themselves out."""
 
     code = "own_token"
+
+
+class NotACommand(RequestError):
+    """The dead letter is an event that a web hook did not take: it asks for no run."""
+
+    code = "not_a_command"
 
 
 class TooManySubscriptions(RequestError):

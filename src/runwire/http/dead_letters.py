@@ -1,5 +1,7 @@
 """``/dead_letters``: commands that could not be run; look at them, ask for the run again, forget them.
 
+Events that a web hook did not take are among them, and are no commands: there is nothing to replay.
+
 A replay is a command of its own: another run of the same task. Of the dead letter it has the reason, if that could be
 read; what was wrong with the rest is not repeated.
 """
@@ -22,6 +24,7 @@ from runwire.domain.errors import (
     Forbidden,
     MalformedId,
     NotAccepted,
+    NotACommand,
     TaskBusy,
     TaskNotFound,
     TooManyOutstanding,
@@ -50,6 +53,7 @@ EXAMPLE: dict[str, Any] = {
     "task": 12345,
     "run": "order-17",
     "reason": "undecodable",
+    "subscription": None,
     "detail": "The body of the command does not fit: run: String should match pattern '^[A-Za-z0-9_-]{1,64}$'.",
     "date": "2026-05-26T14:35:00Z",
     "subject": "tasks.cmd.1764.12345.execute",
@@ -69,15 +73,18 @@ class DeadLettersQuery(Page):
 
 
 class DeadLetterView(BaseModel):
-    """A command that could not be run."""
+    """A command that could not be run, or an event that a web hook did not take."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     id: int
     chain: int
     task: Annotated[int | None, Field(description="null: its subject named none.")]
-    run: Annotated[str, Field(description="The run it would have been.")]
-    reason: Annotated[str, Field(description="`undecodable`, `no_such_task` or `task_deleted`.")]
+    run: Annotated[str, Field(description="The run it would have been; empty for an event.")]
+    reason: Annotated[str, Field(description="`undecodable`, `no_such_task`, `task_deleted`; `web_hook`.")]
+    subscription: Annotated[
+        str | None, Field(description="The web hook that did not take this event; null: it is a command.")
+    ]
     detail: Annotated[str, Field(description="More about the reason.")]
     date: Annotated[datetime, Field(description="When it was put aside.")]
     subject: Annotated[str, Field(description="Where it was published.")]
@@ -113,6 +120,8 @@ async def replay_dead_letter(request: Request) -> Response:
     number = _number_in(request)
     principal = await parts.authenticate(request)
     letter = await _find(parts, principal, number, AccessLevel.OPERATOR, counts=False)  # it counts with its task
+    if letter.subscription:
+        raise NotACommand("This is an event that a web hook did not take; there is no run to ask for.")
     document = await _task_of(parts, principal, letter)
     require_open(parts)
     run, task = uuid7(), document.task
@@ -159,6 +168,7 @@ def dead_letter_view(letter: DeadLetter, *, most: int | None = None) -> dict[str
         "task": letter.task or None,
         "run": letter.run,
         "reason": letter.reason,
+        "subscription": letter.subscription or None,
         "detail": letter.detail,
         "date": instant(whole_seconds(letter.date)),
         "subject": letter.subject,
@@ -224,7 +234,8 @@ ENDPOINTS = (
         parameters=(DEAD_LETTER, *TRACE),
         answers={202: Answer(text="The run is accepted.", model=ExecuteView, headers=RUN_HEADERS | RETRY_AFTER)},
         problems=(
-            Forbidden, DeadLetterNotFound, TaskNotFound, TaskBusy, TooManyOutstanding, NotAccepted, Draining,
+            Forbidden, DeadLetterNotFound, NotACommand, TaskNotFound, TaskBusy, TooManyOutstanding, NotAccepted,
+            Draining,
         ),
     ),
     Endpoint(

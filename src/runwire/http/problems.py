@@ -45,6 +45,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.NotRunning: (409, "Nothing to cancel"),
     errors.IdTaken: (409, "Id is taken"),
     errors.OwnToken: (409, "Your own token"),
+    errors.NotACommand: (409, "Not a command"),
     errors.TooManySubscriptions: (409, "Too many subscriptions"),
     errors.Stale: (412, "Task has changed"),
     errors.NoDownload: (409, "Nothing to download"),

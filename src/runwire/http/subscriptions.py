@@ -25,7 +25,7 @@ from runwire.domain.errors import (
     SubscriptionNotFound,
     TooManySubscriptions,
 )
-from runwire.domain.subscription import SUBSCRIPTION_ID, chain_of, owner_of
+from runwire.domain.subscription import SUBSCRIPTION_ID, Subscription, chain_of, owner_of
 from runwire.domain.task import MAX_ID, whole_seconds
 from runwire.http.body import read_body
 from runwire.http.endpoint import Answer, Endpoint, path_parameter
@@ -43,7 +43,7 @@ from runwire.http.subscription_schemas import (
     parse_wanted,
     subscription_view,
 )
-from runwire.messaging import subscriptions
+from runwire.messaging import audit, subscriptions
 from runwire.messaging.subscriptions import Standing
 
 PATH = "/subscriptions"
@@ -76,6 +76,7 @@ async def create_subscription(request: Request) -> Response:
         raise Draining("This adapter is stopping; try again.")
     wanted = new_subscription(body, id="", token=principal.token, created=whole_seconds(now), mark=uuid4().hex)
     made = await subscriptions.make(parts.bus, wanted)
+    await parts.refusals.record(_deed(made, principal, "created"))
     standing = await subscriptions.find(parts.bus, made.id)
     if standing is None:
         raise NotAccepted("The subscription was made, and is gone again.")
@@ -112,9 +113,12 @@ async def delete_subscription(request: Request) -> Response:
     """End a subscription, and forget how far it has come. Needs viewer; manager for another's and for web hooks."""
     parts = services(request)
     name = _name_in(request)
-    await _visible(parts, await parts.authenticate(request), name)
+    principal = await parts.authenticate(request)
+    subscription = (await _visible(parts, principal, name)).subscription
     if parts.draining:
         raise Draining("This adapter is stopping; try again.")
+    done = _deed(subscription, principal, "deleted")
+    await audit.record(parts.bus, done, message_id=f"subscription-deleted-{subscription.mark}")  # nothing goes untold
     await subscriptions.delete(parts.bus, name)
     return Response(None, 204, {"Cache-Control": "no-store"})
 
@@ -133,6 +137,16 @@ def _may_see(principal: Principal, name: str) -> bool:
     if chain is None or not principal.reaches(chain):
         return False
     return chain in principal.managed or owner_of(name) == principal.token
+
+
+def _deed(subscription: Subscription, principal: Principal, what: str) -> audit.Deed:
+    return audit.deed(
+        subscription.chain,
+        by=principal.token,
+        action=f"subscription.{what}",
+        subject=f"{PATH}/{subscription.id}",
+        kind=subscription.kind.value,
+    )
 
 
 def _name_in(request: Request) -> str:

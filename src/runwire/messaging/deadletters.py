@@ -36,7 +36,7 @@ ATTRIBUTE = re.compile("ce-[a-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """A command that was not run, and why."""
+    """A command that was not run, or an event that a web hook did not take, and why."""
 
     id: int
     chain: int
@@ -45,12 +45,14 @@ class DeadLetter:
     """0: its subject named none."""
     run: str
     reason: str
-    """Stable and snake_case: undecodable, no_such_task, task_deleted."""
+    """Stable and snake_case: undecodable, no_such_task, task_deleted; web_hook."""
     detail: str
     subject: str
-    """Where the command was published."""
+    """Where the command, or the event, was published."""
     date: datetime
     """When it was put aside."""
+    subscription: str = ""
+    """The web hook that did not take an event; "": it is a command."""
     headers: Mapping[str, str]
     """What is kept of the command's headers, by lower-case names."""
     body: bytes
@@ -174,6 +176,7 @@ def _letter(sequence: int, subject: str, body: bytes, headers: Mapping[str, str]
         reason=known.get(subjects.DEAD_REASON, ""),
         detail=known.get(subjects.DEAD_DETAIL, ""),
         subject=known.get(subjects.DEAD_SUBJECT, ""),
+        subscription=known.get(subjects.DEAD_SUBSCRIPTION, ""),
         date=date,
         headers=theirs,
         body=body,
@@ -187,7 +190,9 @@ async def page(
     bus: Bus, chains: Iterable[int], *, task: int | None, limit: int, offset: int
 ) -> tuple[list[DeadLetter], int]:
     """Some dead letters of the chains, newest first, and how many there are in all. Raises one of UNAVAILABLE."""
-    filters = [subjects.dead_letters_of(chain, task) for chain in chains]
+    filters = [subjects.dead_letters_of(chain) for chain in chains]
+    if task is not None:
+        filters = [subject for chain in chains for subject in subjects.dead_letters_of_task(chain, task)]
     state = (await bus.js.stream_info(subjects.DEADLETTERS)).state
     total = await _count(bus, filters, start=state.first_seq)
     wanted = min(limit, total - offset)

@@ -263,9 +263,14 @@ def dead_letter(chain: int, task: int) -> str:
     return f"tasks.dlq.{int(chain)}.{int(task)}"
 
 
-def dead_letters_of(chain: int, task: int | None = None) -> str:
-    """All dead letters of a chain, or those of one of its tasks."""
-    return f"tasks.dlq.{_id(chain)}.{'>' if task is None else _id(task)}"
+def dead_letters_of(chain: int) -> str:
+    """All dead letters of a chain."""
+    return f"tasks.dlq.{_id(chain)}.>"
+
+
+def dead_letters_of_task(chain: int, task: int) -> list[str]:
+    """All dead letters of a task."""
+    return [dead_letter(_id(chain), _id(task)), dead_event(chain, task)]
 
 
 def dead_event(chain: int, task: int) -> str:

@@ -5,6 +5,7 @@
     EVENTS             task.created task.edited task.deleted task.cancelled
     KV_runwire-tokens  token.created token.edited token.deactivated token.activated token.rotated token.deleted
     AUDIT              call.refused dead_letter.replayed dead_letter.deleted
+                       subscription.created subscription.deleted
 """
 
 from __future__ import annotations
