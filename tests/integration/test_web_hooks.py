@@ -18,7 +18,7 @@ import pytest
 
 from runwire.domain.access import AccessLevel
 from runwire.domain.addresses import parse_exceptions
-from runwire.messaging import deadletters, subjects, subscriptions
+from runwire.messaging import deadletters, streams, subjects, subscriptions
 from runwire.messaging.broker import Bus
 from runwire.outgoing.exchange import Exchange
 from runwire.outgoing.guard import Guard
@@ -309,6 +309,28 @@ async def test_a_worker_that_stops_gives_back_what_it_has_in_hand(http: httpx.As
         async with sending(bus):  # well before the 30 s after which it would come again anyway
             await eventually(lambda: is_done(http, made), within=10)
         hanging.set()
+    assert tasks_in(there.requests) == {1: 2}
+
+
+async def test_what_a_worker_had_in_hand_when_it_died_comes_again(
+    http: httpx.AsyncClient, bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "SUBSCRIBER_WAIT", 1.0)
+    hanging = asyncio.Event()
+
+    async def hang(_writer: asyncio.StreamWriter) -> None:
+        await hanging.wait()
+
+    doomed = await connected(settings)
+    async with site(hang, reply(200)) as there:
+        made = await hook(http, there.url)
+        async with sending(doomed):
+            await make_task(bus)
+            await eventually(lambda: there.requests)
+            await doomed.nc.close()  # from here on it can settle nothing
+            async with sending(bus):
+                await eventually(lambda: is_done(http, made))
+            hanging.set()
     assert tasks_in(there.requests) == {1: 2}
 
 

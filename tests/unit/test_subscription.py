@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import itertools
 import json
-from datetime import UTC, datetime
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +40,27 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw==", "msg_p5jXN8AQM9LWM0D4loKWxJek", AT, b'{"test": 2432232314}'
     )
     assert signed == "v1,/Xy7FLfFISa1TZH7WLT+0x/orG5MlcutAFOpVan3/00="
+
+
+def test_the_receiver_in_the_documentation_knows_what_is_genuine() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "subscriptions.md").read_text()
+    (source,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "is_genuine" in block]
+    names: dict[str, Any] = {"base64": base64, "hmac": hmac, "time": time}
+    exec(source, names)
+    secret, body, now = new_secret(), b"{}", datetime.now(UTC)
+
+    def headers(at: datetime) -> dict[str, str]:
+        return {
+            "webhook-id": "e1",
+            "webhook-timestamp": str(int(at.timestamp())),
+            "webhook-signature": signature(secret, "e1", at, body),
+        }
+
+    assert names["is_genuine"](headers(now), body, secret)
+    assert not names["is_genuine"](headers(now), b"{ }", secret)
+    assert not names["is_genuine"](headers(now), body, new_secret())
+    assert not names["is_genuine"](headers(now) | {"webhook-id": "e2"}, body, secret)
+    assert not names["is_genuine"](headers(now - timedelta(hours=1)), body, secret)
 
 
 def test_a_secret_has_32_bytes_and_never_comes_twice() -> None:

@@ -50,6 +50,8 @@ ROUND = 30.0
 """Seconds between two looks at which hooks there are; the broker tells of most changes at once."""
 SETTLING = 0.1
 """Seconds that changes are waited for before looking: they come in swarms."""
+LAST_WORDS = 2.0
+"""Seconds that a stopping worker waits for receivers at most: its runs need the rest of its time."""
 AFTER_GONE = 3600.0
 """Seconds after which an event comes again whose receiver is gone, if anybody asks for it then."""
 
@@ -74,7 +76,7 @@ class WebHooks:
         self._bus = bus
         self._patience = patience or Patience()
         self._exchange = exchange or Exchange(Guard(parse_exceptions(bus.settings.http_allow)))
-        self._grace = bus.settings.grace_seconds
+        self._grace = min(bus.settings.grace_seconds, LAST_WORDS)
         self._requests = Requests(
             bus, subjects.EVENTS, on_message=self._receive, on_returned=self._returned, on_lost=self._lost
         )
@@ -97,7 +99,7 @@ class WebHooks:
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """Take nothing new, let what is being sent end within the grace period, give the rest back."""
+        """Take nothing new, let what is being sent end within LAST_WORDS, give the rest back."""
         self._stopping = True
         if self._begin_anew in self._bus.on_reconnect:
             self._bus.on_reconnect.remove(self._begin_anew)
