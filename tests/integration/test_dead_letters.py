@@ -214,10 +214,10 @@ async def test_a_page_reads_little_more_than_it_shows(
     letter = deadletters._letter
     monkeypatch.setattr(deadletters, "_letter", lambda number, *rest: read.append(number) or letter(number, *rest))
     assert await ids(http, limit=5) == [last, *burst[:-5:-1]]
-    assert len(read) <= 10
+    assert sum(number > 0 for number in read) <= 10  # 0: one that the adapter hears of meanwhile
     read.clear()
     assert await ids(http, limit=5, offset=150) == burst[::-1][149:154]
-    assert len(read) <= 10
+    assert sum(number > 0 for number in read) <= 10
 
 
 async def test_what_was_deleted_meanwhile_leaves_no_hole(http: httpx.AsyncClient, bus: Bus) -> None:
