@@ -20,7 +20,7 @@ import runwire
 from runwire.app import App
 from runwire.domain.access import AccessLevel
 from runwire.http import asyncapi_pages
-from runwire.messaging import subjects
+from runwire.messaging import deadletters, subjects
 from runwire.messaging.broker import Bus
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings
@@ -332,6 +332,10 @@ async def test_every_message_on_the_bus_is_as_the_document_says(
     heard = [subjects.whole_chain(CHAIN), subjects.dead_letters_of(CHAIN)]
     await theirs.listen(contract, ear, *heard, subjects.services_of(CHAIN), subjects.messages_of(CHAIN))
     await everything_happens(http, client, theirs)
+    given_up = await bus.js.pull_subscribe(f"tasks.evt.{CHAIN}.1.done", stream=subjects.EVENTS)
+    (event,) = await given_up.fetch(1, timeout=5)
+    await deadletters.bury_event(bus, event, subscription="hook-1764-5f2c", detail="The receiver answered 500.")
+    await eventually(lambda: theirs.has(".web_hook"))
 
     kinds_seen: set[str] = set()
     for channel, message in (*ours.seen, *theirs.seen):

@@ -64,7 +64,7 @@ def build_document(settings: Settings, *, version: str) -> dict[str, Any]:
     asked, events = messages.commands(known), messages.events(known)
     calls, answers = messages.requests(known), messages.answers(known)
     replies = {**messages.replies(), **answers}
-    every = {**asked, **events, "DeadLetter": messages.dead_letter(), **messages.services(), **calls, **replies}
+    every = {**asked, **events, **messages.dead_letters(), **messages.services(), **calls, **replies}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -88,6 +88,10 @@ def build_document(settings: Settings, *, version: str) -> dict[str, Any]:
                 subjects.dead_letter(1, 2), ["DeadLetter"],
                 "Commands that could not be run, as they came.", kept[subjects.DEADLETTERS],
                 {**PARAMETERS, "task": OR_NONE},
+            ),
+            "undeliveredEvents": _channel(
+                subjects.dead_event(1, 2), ["UndeliveredEvent"],
+                "Events that a web hook could not be given.", kept[subjects.DEADLETTERS],
             ),
             "services": _channel(
                 subjects.service(1, "name"), ["ServiceRequest"],
@@ -128,6 +132,9 @@ def build_document(settings: Settings, *, version: str) -> dict[str, Any]:
             ),
             "announce": _operation("send", "events", events, "Tell what has become of a task and its run."),
             "bury": _operation("send", "deadLetters", ["DeadLetter"], "Put a command aside that cannot be run."),
+            "giveUp": _operation(
+                "send", "undeliveredEvents", ["UndeliveredEvent"], "Put an event aside that no receiver took."
+            ),
             "request": _operation(
                 "send", "services", ["ServiceRequest"],
                 "Ask a service. Its one reply becomes the result of the run, or says why there is none.",

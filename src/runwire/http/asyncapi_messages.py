@@ -122,8 +122,37 @@ def _event_headers(code: str) -> dict[str, Any]:
     }
 
 
-def dead_letter() -> dict[str, Any]:
-    """What becomes of a command that cannot be run."""
+def dead_letters() -> dict[str, Any]:
+    """What becomes of a command that cannot be run, and of an event that a web hook cannot be given."""
+    return {"DeadLetter": _dead_command(), "UndeliveredEvent": _dead_event()}
+
+
+def _dead_event() -> dict[str, Any]:
+    example = {
+        subjects.DEAD_REASON: deadletters.WEB_HOOK,
+        subjects.DEAD_DETAIL: "The receiver answered 500, and did 35 times.",
+        subjects.DEAD_SUBJECT: "tasks.evt.1764.12345.done",
+        subjects.DEAD_SEQUENCE: "4711",
+        subjects.DEAD_SUBSCRIPTION: "hook-1764-5f2c",
+        subjects.MSG_ID: "dead-hook-1764-5f2c-4711",
+    }
+    headers = {
+        subjects.DEAD_REASON: {"type": "string", "const": deadletters.WEB_HOOK},
+        subjects.DEAD_DETAIL: _text("What went wrong with the last try."),
+        subjects.DEAD_SUBJECT: _text("Where the event was published."),
+        subjects.DEAD_SEQUENCE: _text("Its position in EVENTS.", pattern="^[0-9]+$"),
+        subjects.DEAD_SUBSCRIPTION: _text("The web hook."),
+        subjects.MSG_ID: _text("`dead-`, the web hook and that position."),
+    }
+    kept = {name: _text("The event's own.") for name in sorted(deadletters.KEPT)}
+    attributes = {"patternProperties": {f"^{cloudevents.PREFIX}": _text("The event's own.")}}
+    return _message(
+        "An event that a web hook could not be given, as it was.",
+        _headers({**headers, **kept}, headers) | attributes, OBJECT, (example, {"task": {"id": 12345}}),
+    )  # fmt: skip
+
+
+def _dead_command() -> dict[str, Any]:
     example = {
         subjects.RUN_ID: "order-17",
         subjects.DEAD_REASON: "no_such_task",
