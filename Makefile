@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules clean
+.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos clean
 
 install: $(INSTALLED)
 
@@ -56,6 +56,10 @@ bench-fairness: install
 
 bench-schedules: install
 	$(VENV)/bin/python -m benchmarks.schedules $(SCHEDULES_OPTIONS)
+
+# Kills, freezes and cuts off everything while it is called; e.g. CHAOS_OPTIONS="--quick --seed 7".
+chaos: install
+	@$(VENV)/bin/python -m chaos $(CHAOS_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,84 @@
+"""A TCP proxy that stands between a process and the broker, and can be told to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+PIECE = 64 * 1024
+"""Bytes passed on at once."""
+
+
+class Proxy:
+    """Passes on what comes, until it is told to cut or to stall."""
+
+    def __init__(self, target: int) -> None:
+        """``target``: the port on this machine that connections are passed on to."""
+        self.port = 0
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None] | None] = set()
+
+    async def start(self) -> None:
+        """Listen on :attr:`port`, a free one."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Listen no longer, and end every connection."""
+        if self._server is not None:
+            self._server.close()
+        self.heal()
+        self.cut()
+        while self._serving:
+            await asyncio.sleep(0.01)
+
+    def cut(self) -> None:
+        """End every connection, without a word; new ones are passed on."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def stall(self) -> None:
+        """From now on nothing passes, in either direction, and nobody is told."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        """Pass on again, what has piled up first."""
+        self._open.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        self._serving.add(serving)
+        try:
+            await self._pass_on(reader, writer)
+        finally:
+            self._serving.discard(serving)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            self._writers.discard(writer)
+            writer.transport.abort()
+            return
+        self._writers.add(back)
+        pumps = [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for one in (writer, back):
+                self._writers.discard(one)
+                one.transport.abort()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await source.read(PIECE):
+                await self._open.wait()
+                sink.write(piece)
+                await sink.drain()

@@ -1,0 +1,153 @@
+"""One run from beginning to end: start, call, strike, heal, collect."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.children import Children
+from chaos import collect, nemesis
+from chaos.callers import WAIT, Callers
+from chaos.history import Fault, History, Plan
+from chaos.nemesis import KINDS
+from chaos.stack import BROKER, Stack
+from runwire.messaging.broker import Bus
+
+CHAIN = 1764
+LATE_AFTER = 8.0
+"""Seconds: longer than any fault with all that it takes to recover, shorter than callers wait."""
+LONGEST_RUNS = (0, 0, 0.02, 0.1, 0.4, 1.5)
+"""Seconds that the runs of a task take, in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How much of everything."""
+
+    seed: int
+    seconds: float
+    """Of faults."""
+    http: int = 12
+    """Callers over HTTP."""
+    bus: int = 4
+    """Callers on the bus."""
+    tasks: int = 40
+    """Tasks that are called."""
+    scheduled: int = 10
+    """Tasks that run by themselves; half of them are called as well."""
+    adapters: int = 2
+    workers: int = 3
+    kinds: Sequence[str] = KINDS
+    longest_runs: Sequence[float] = LONGEST_RUNS
+    fewest_per_second: float = 3.0
+    """Accepted runs per second of faults, below which the verdict is worth nothing."""
+    mutant: str | None = None
+    tell: Callable[[str], None] = lambda _line: None
+    """Called with each thing that happens."""
+
+    async def run(self, folder: Path) -> History:
+        """All of it, in a folder that is empty; the processes' own words stay there. Raises ChildFailed."""
+        history = History()
+        with Children() as children:
+            stack = Stack(children, folder, adapters=self.adapters, workers=self.workers, mutant=self.mutant)
+            try:
+                self.tell("starting")
+                await stack.start()
+                await self._run(stack, history)
+            finally:
+                await stack.close()
+        return history
+
+    async def _run(self, stack: Stack, history: History) -> None:
+        called = [*range(1, self.tasks + 1), *range(self.tasks + 1, self.tasks + 1 + self.scheduled // 2)]
+        callers = Callers(stack, CHAIN, called, self.seed, history.add)
+        for task in range(1, self.tasks + 1):
+            await callers.create(task, self._body(task))
+        blows = nemesis.plan(self.seed, self.seconds, self.kinds)
+        history.add(
+            Plan(
+                seed=self.seed,
+                chain=CHAIN,
+                triggers=await self._create_scheduled(callers),
+                late_after=LATE_AFTER,
+                fewest_accepted=int(self.seconds * self.fewest_per_second),
+                faults=sorted({blow.what for blow in blows} | set(self.kinds)),
+            )
+        )
+        self.tell(f"{self.http} callers over HTTP, {self.bus} on the bus, {len(blows)} faults to come")
+        callers.start(http=self.http, bus=self.bus)
+
+        def tell(fault: Fault) -> None:
+            history.add(fault)
+            lasting = f" for {fault.seconds:.1f} s" if fault.seconds else ""
+            self.tell(f"{fault.what}{'' if fault.whom == BROKER else ' ' + fault.whom[-1]}{lasting}")
+
+        await nemesis.strike(stack, blows, tell)
+        healed = time.monotonic()
+        self.tell("all is healed; the callers finish")
+        await callers.finish()
+        bus = await self._connected(stack)
+        try:
+            self.tell("waiting until nothing is left")
+            history.add(await collect.rest(bus, since=healed))
+            await self._collect(stack, bus, history)
+        finally:
+            await bus.broker.stop()
+
+    async def _collect(self, stack: Stack, bus: Bus, history: History) -> None:
+        self.tell("reading the streams, rebuilding the read model")
+        async for event in collect.events(bus):
+            history.add(event)
+        async for letter in collect.dead_letters(bus):
+            history.add(letter)
+        async for rows in collect.read_models(bus, stack):
+            history.add(rows)
+        for execution in collect.executions(stack.traces):
+            history.add(execution)
+
+    async def _connected(self, stack: Stack) -> Bus:
+        bus = Bus(stack.settings, "chaos")
+        await bus.connect()
+        return bus
+
+    def _body(self, task: int, trigger: dict[str, Any] | None = None) -> dict[str, Any]:
+        target = {
+            "action": "plain probe" if task % 5 == 0 else "probe",
+            "seconds": self.longest_runs[task % len(self.longest_runs)],
+            "retry_every": 11 if task % 4 == 0 else 0,
+        }
+        retry = {"attempts": 3, "backoff": 0.2} if task % 4 == 0 else None
+        body = {"desc": "as created", "target": target, "trigger": trigger or {}}
+        return body | ({"retry": retry} if retry else {})
+
+    async def _create_scheduled(self, callers: Callers) -> dict[int, dict[str, Any]]:
+        end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=int(self.seconds) + 2)
+        triggers: dict[int, dict[str, Any]] = {}
+        for number in range(self.scheduled):
+            task = self.tasks + 1 + number
+            triggers[task] = {
+                "every": 1 + number % 3,
+                "end": end.isoformat().replace("+00:00", "Z"),
+                "overlap": ("skip", "wait")[number % 2],
+                "catch_up": ("latest", "all", "none")[number % 3],
+            }
+            await callers.create(task, self._body(task, triggers[task]))
+        return triggers
+
+
+async def run(trial: Trial, folder: Path) -> History:
+    """As :meth:`Trial.run`, and given up when it hangs. Raises ChildFailed or TimeoutError, or an HTTPError."""
+    longest = trial.seconds * 2 + WAIT + 4 * collect.LONGEST_DRAIN
+    async with asyncio.timeout(longest):
+        return await trial.run(folder)
+
+
+FAILURES = (TimeoutError, httpx.HTTPError)
+"""What ends a trial without a verdict, beside ChildFailed."""
