@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos clean
+.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,10 @@ bench-schedules: install
 # Kills, freezes and cuts off everything while it is called; e.g. CHAOS_OPTIONS="--quick --seed 7".
 chaos: install
 	@$(VENV)/bin/python -m chaos $(CHAOS_OPTIONS)
+
+# Breaks the system in every known way; `make chaos` has to notice each.
+mutants: install
+	@$(VENV)/bin/python -m chaos.mutants $(MUTANTS_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

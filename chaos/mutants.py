@@ -1,0 +1,120 @@
+"""``python -m chaos.mutants``: break the system in every way that is known, and see that the checker notices.
+
+A checker that has never failed proves nothing, and one that always does proves no more: the system as it is goes first,
+under the faults of all of them, and has to come through. Exit status 0 when it did and every mutant broke a promise that
+it is expected to break; 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+
+from benchmarks.children import ChildFailed
+from chaos import trial
+from chaos.checker import Rule, Verdict, check
+from chaos.mutated import MUTANTS
+from chaos.trial import Trial
+
+TASKS = 20
+"""Few, so that each is called often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hunt:
+    """The faults that bring a mutant to light, and by which broken promises it is known."""
+
+    kinds: tuple[str, ...]
+    rules: frozenset[Rule]
+    runs: tuple[float, ...] = trial.LONGEST_RUNS
+
+
+HUNTS = {
+    "no-fence": Hunt(
+        kinds=("freeze worker", "stall worker"),
+        rules=frozenset({Rule.TWO_ENDS, Rule.AFTER_END, Rule.TRANSITION, Rule.OVERLAP}),
+        runs=(0.4, 1.0),
+    ),
+    "acknowledged-first": Hunt(kinds=("kill worker",), rules=frozenset({Rule.STUCK, Rule.LOST}), runs=(0.4, 1.0)),
+    "published-first": Hunt(kinds=("cut worker",), rules=frozenset({Rule.LATE_REPLY}), runs=(0,)),
+    "random-run": Hunt(kinds=("kill adapter", "freeze broker"), rules=frozenset({Rule.KEY_TWICE, Rule.PHANTOM})),
+    "position-first": Hunt(kinds=("kill adapter",), rules=frozenset({Rule.READ_MODEL})),
+    "over-a-cancel": Hunt(kinds=("cut worker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0.4, 1.0)),
+    "no-ring": Hunt(kinds=("kill broker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0,)),
+}
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(MUTANTS)}; all when none is given.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the dice.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each is hunted.")] = 10,
+) -> None:
+    """Break the system in every way that is known, and see that the checker notices."""
+    console = Console(highlight=False, soft_wrap=True)
+    chosen = names or list(HUNTS)
+    if not _is_well(console, chosen, seed, seconds):
+        sys.exit(1)
+    escaped = [name for name in chosen if not _is_caught(console, name, seed, seconds)]
+    console.print(f"seed {seed}: {len(chosen) - len(escaped)} of {len(chosen)} mutants caught")
+    if escaped:
+        console.print(f"got away: {', '.join(escaped)}")
+        sys.exit(1)
+
+
+def _is_well(console: Console, names: Sequence[str], seed: int, seconds: float) -> bool:
+    """The system as it is breaks nothing under the same faults."""
+    kinds = sorted({kind for name in names for kind in HUNTS[name].kinds})
+    verdict = _try(console, None, Trial(seed=seed, seconds=seconds, kinds=kinds, tasks=TASKS, scheduled=0))
+    if verdict is None or verdict.violations:
+        told = verdict.violations[0] if verdict else None
+        console.print(f"unbroken: already breaks a promise: {told and told.rule}: {told and told.detail}")
+        return False
+    console.print(f"unbroken: nothing in {verdict.figures.accepted:,} runs and {verdict.figures.faults.total()} faults")
+    return True
+
+
+def _is_caught(console: Console, name: str, seed: int, seconds: float) -> bool:
+    hunt, began = HUNTS[name], time.monotonic()
+    verdict = _try(
+        console,
+        name,
+        Trial(
+            seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, tasks=TASKS, scheduled=0, mutant=name
+        ),
+    )  # fmt: skip
+    if verdict is None:
+        return False
+    found = [violation for violation in verdict.violations if violation.rule in hunt.rules]
+    where = f"in {verdict.figures.accepted:,} runs, {time.monotonic() - began:.0f} s"
+    if not found:
+        console.print(f"{name}: NOT noticed {where}")
+        return False
+    console.print(f"{name}: {found[0].rule} ({len(found)} times {where}): {found[0].detail}")
+    return True
+
+
+def _try(console: Console, name: str | None, attempt: Trial) -> Verdict | None:
+    """What the checker says; None: it could not be carried out. The history stays in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{name or 'unbroken'}-"))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            history = runner.run(trial.run(attempt, folder))
+    except (ChildFailed, *trial.FAILURES) as error:
+        console.print(f"{name or 'unbroken'}: not carried out: {error!r}; logs in {folder}")
+        return None
+    history.save(folder / "history.jsonl")
+    return check(history)
+
+
+if __name__ == "__main__":
+    typer.run(main)
