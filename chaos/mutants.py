@@ -1,8 +1,8 @@
 """``python -m chaos.mutants``: break the system in every way that is known, and see that the checker notices.
 
-A checker that has never failed proves nothing, and one that always does proves no more: the system as it is goes first,
-under the faults of all of them, and has to come through. Exit status 0 when it did and every mutant broke a promise that
-it is expected to break; 1 otherwise.
+A checker that has never failed proves nothing, and one that always does proves no more: the system as it is goes
+first, under the faults of all of them, and has to come through. Exit status 0 when it did and every mutant broke a
+promise that it is expected to break; 1 otherwise.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Hunt:
     kinds: tuple[str, ...]
     rules: frozenset[Rule]
     runs: tuple[float, ...] = trial.LONGEST_RUNS
+    http: int = 12
+    bus: int = 4
 
 
 HUNTS = {
@@ -50,7 +52,7 @@ HUNTS = {
     "random-run": Hunt(kinds=("kill adapter", "freeze broker"), rules=frozenset({Rule.KEY_TWICE, Rule.PHANTOM})),
     "position-first": Hunt(kinds=("kill adapter",), rules=frozenset({Rule.READ_MODEL})),
     "over-a-cancel": Hunt(kinds=("cut worker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0.4, 1.0)),
-    "no-ring": Hunt(kinds=("kill broker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0,)),
+    "no-ring": Hunt(kinds=("kill broker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0,), http=2, bus=8),
 }
 
 
@@ -89,7 +91,8 @@ def _is_caught(console: Console, name: str, seed: int, seconds: float) -> bool:
         console,
         name,
         Trial(
-            seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, tasks=TASKS, scheduled=0, mutant=name
+            seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, tasks=TASKS, scheduled=0, mutant=name, http=hunt.http,
+            bus=hunt.bus
         ),
     )  # fmt: skip
     if verdict is None:

@@ -27,7 +27,9 @@ from runwire.worker.consumer import Consumer
 from runwire.worker.watch import Watch
 
 LATER = 0.05
-"""Seconds by which something comes too late."""
+"""Seconds by which a waiter comes too late."""
+WRITING = 0.2
+"""Seconds between the position and its rows."""
 
 
 def no_fence() -> None:
@@ -95,7 +97,7 @@ def position_first() -> None:
 
         if ahead:
             await self._database.transact(store)
-            await asyncio.sleep(LATER)
+            await asyncio.sleep(WRITING)
         await apply_arrived(self)
 
     Projector._apply_arrived = hasty  # type: ignore[method-assign]
