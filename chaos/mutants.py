@@ -50,7 +50,15 @@ HUNTS = {
     "acknowledged-first": Hunt(kinds=("kill worker",), rules=frozenset({Rule.STUCK, Rule.LOST}), runs=(0.4, 1.0)),
     "published-first": Hunt(kinds=("cut worker",), rules=frozenset({Rule.LATE_REPLY}), runs=(0,)),
     "random-run": Hunt(kinds=("kill adapter", "freeze broker"), rules=frozenset({Rule.KEY_TWICE, Rule.PHANTOM})),
-    "position-first": Hunt(kinds=("kill adapter",), rules=frozenset({Rule.READ_MODEL})),
+    "position-first": Hunt(
+        kinds=(
+            "kill adapter",
+            "cut worker",
+            "cut worker",
+            "cut worker",
+        ),  # one that is only starting has nothing to lose
+        rules=frozenset({Rule.READ_MODEL}),
+    ),
     "over-a-cancel": Hunt(kinds=("cut worker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0.4, 1.0)),
     "no-ring": Hunt(kinds=("kill broker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0,), http=2, bus=8),
 }
@@ -87,14 +95,11 @@ def _is_well(console: Console, names: Sequence[str], seed: int, seconds: float) 
 
 def _is_caught(console: Console, name: str, seed: int, seconds: float) -> bool:
     hunt, began = HUNTS[name], time.monotonic()
-    verdict = _try(
-        console,
-        name,
-        Trial(
-            seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, tasks=TASKS, scheduled=0, mutant=name, http=hunt.http,
-            bus=hunt.bus
-        ),
+    attempt = Trial(
+        seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, http=hunt.http, bus=hunt.bus,
+        tasks=TASKS, scheduled=0, mutant=name,
     )  # fmt: skip
+    verdict = _try(console, name, attempt)
     if verdict is None:
         return False
     found = [violation for violation in verdict.violations if violation.rule in hunt.rules]
