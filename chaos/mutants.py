@@ -56,7 +56,7 @@ HUNTS = {
             "cut worker",
             "cut worker",
             "cut worker",
-        ),  # one that is only starting has nothing to lose
+        ),  # one that starts has nothing to lose
         rules=frozenset({Rule.READ_MODEL}),
     ),
     "over-a-cancel": Hunt(kinds=("cut worker",), rules=frozenset({Rule.TWO_ENDS}), runs=(0.4, 1.0)),
