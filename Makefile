@@ -59,11 +59,11 @@ bench-schedules: install
 
 # Kills, freezes and cuts off everything while it is called; e.g. CHAOS_OPTIONS="--quick --seed 7".
 chaos: install
-	@$(VENV)/bin/python -m chaos $(CHAOS_OPTIONS)
+	@$(VENV)/bin/python -m tests.chaos $(CHAOS_OPTIONS)
 
 # Breaks the system in every known way; `make chaos` has to notice each.
 mutants: install
-	@$(VENV)/bin/python -m chaos.mutants $(MUTANTS_OPTIONS)
+	@$(VENV)/bin/python -m tests.chaos.mutants $(MUTANTS_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

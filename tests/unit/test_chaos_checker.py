@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from chaos.checker import Rule, check
-from chaos.history import Call, Event, Execution, Fault, History, Plan, Record, Rest, Rows
 from runwire.domain import lifecycle
 from runwire.domain.lifecycle import Definition, Document
 from runwire.domain.run import Command, Done, Failed, RunError, Source, Tick
 from runwire.domain.task import Target
 from runwire.messaging import codec, subjects
+from tests.chaos.checker import Rule, check
+from tests.chaos.history import Call, Event, Execution, Fault, History, Plan, Record, Rest, Rows
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 CHAIN = 1764

@@ -1,4 +1,4 @@
-"""``python -m chaos``: kill, freeze and cut off everything for a while, and see whether a promise was broken.
+"""``python -m tests.chaos``: kill, freeze and cut off everything for a while, and see whether a promise was broken.
 
 Exit status 0: none was; 1: the checker found something; 2: too little happened for the run to prove anything, or it
 could not be carried out. The last line is the verdict.
@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.children import ChildFailed
-from chaos import trial
-from chaos.checker import Verdict, check
-from chaos.history import History
-from chaos.trial import Trial
+from tests.chaos import trial
+from tests.chaos.checker import Verdict, check
+from tests.chaos.history import History
+from tests.chaos.trial import Trial
 
 QUICK_SECONDS = 30.0
 MOST_SHOWN = 20

@@ -12,10 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from benchmarks.children import ChildFailed
-from chaos.history import DeadLetter, Event, Execution, Rest, Rows
-from chaos.stack import Stack
 from runwire.messaging import stretch, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
+from tests.chaos.history import DeadLetter, Event, Execution, Rest, Rows
+from tests.chaos.stack import Stack
 
 LONGEST_DRAIN = 90.0
 """Seconds until nothing may be left."""

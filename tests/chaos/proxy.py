@@ -7,6 +7,8 @@ from contextlib import suppress
 
 PIECE = 64 * 1024
 """Bytes passed on at once."""
+DRIP, DRIPS_PER_SECOND = 256, 50
+"""Bytes passed on at once, and how often, in each direction of a connection that is throttled."""
 
 
 class Proxy:
@@ -19,6 +21,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._is_slow = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None] | None] = set()
 
@@ -45,8 +48,13 @@ class Proxy:
         """From now on nothing passes, in either direction, and nobody is told."""
         self._open.clear()
 
+    def throttle(self) -> None:
+        """From now on little passes."""
+        self._is_slow = True
+
     def heal(self) -> None:
-        """Pass on again, what has piled up first."""
+        """Pass on as ever, what has piled up first."""
+        self._is_slow = False
         self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,7 +86,9 @@ class Proxy:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while piece := await source.read(PIECE):
+            while piece := await source.read(DRIP if self._is_slow else PIECE):
                 await self._open.wait()
+                if self._is_slow:
+                    await asyncio.sleep(1 / DRIPS_PER_SECOND)
                 sink.write(piece)
                 await sink.drain()

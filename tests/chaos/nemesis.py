@@ -8,26 +8,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from chaos.history import Fault
-from chaos.stack import Stack
+from tests.chaos.history import Fault
+from tests.chaos.stack import Stack
 
 SECONDS = {
     "kill worker": (0.0, 1.5),
     "freeze worker": (1.3, 3.0),
     "stall worker": (1.3, 3.0),
     "cut worker": (0.0, 0.0),
+    "throttle worker": (0.5, 2.0),
     "stop worker": (0.0, 0.5),
     "kill adapter": (0.0, 1.0),
     "freeze adapter": (0.5, 2.0),
     "stall adapter": (0.5, 2.0),
     "cut adapter": (0.0, 0.0),
+    "throttle adapter": (0.5, 2.0),
     "stop adapter": (0.0, 0.5),
     "kill broker": (0.0, 1.0),
     "freeze broker": (0.5, 2.0),
 }
 """Every kind of fault, and how long it lasts, from and to: a worker that is frozen or cut off for longer than
 ``RUNWIRE_ACK_WAIT`` (1 s) counts as dead. *kill* is SIGKILL, *freeze* SIGSTOP, *stop* SIGTERM; *stall*: nothing passes
-to and from the broker and nobody is told; *cut*: its connection is reset."""
+to and from the broker and nobody is told; *throttle*: 12 KiB a second pass; *cut*: its connection is reset."""
 KINDS = tuple(SECONDS)
 PAUSE = (0.2, 1.3)
 """Seconds between two faults, from and to."""
@@ -80,6 +82,9 @@ async def strike(stack: Stack, blows: Sequence[Blow], tell: Callable[[Fault], No
                     await asyncio.sleep(blow.seconds)
             case "stall":
                 with stack.stalled(name):
+                    await asyncio.sleep(blow.seconds)
+            case "throttle":
+                with stack.throttled(name):
                     await asyncio.sleep(blow.seconds)
             case "cut":
                 stack.cut(name)

@@ -1,4 +1,4 @@
-"""A runwire process that is broken in one way: ``python -m chaos.mutated MUTANT adapter|worker ...``.
+"""A runwire process that is broken in one way: ``python -m tests.chaos.mutated MUTANT adapter|worker ...``.
 
 Each mutant takes away one thing that a promise rests on, by wrapping or replacing a function before the process
 starts. What is not touched is the system as it is shipped.
@@ -42,7 +42,7 @@ def no_fence() -> None:
             options["headers"] = {name: value for name, value in options["headers"].items() if name not in dropped}
         return await publish(self, subject, payload, **options)
 
-    JetStreamContext.publish = unfenced  # type: ignore[method-assign]
+    JetStreamContext.publish = unfenced  # type: ignore[method-assign,assignment]
 
 
 def acknowledged_first() -> None:
@@ -113,7 +113,7 @@ def over_a_cancel() -> None:
         return None
 
     lifecycle.still_claimed = is_claimed
-    Watch._look = deaf  # type: ignore[method-assign]
+    Watch._look = deaf  # type: ignore[method-assign,assignment]
 
 
 def no_ring() -> None:

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from chaos.history import Call, DeadLetter, Event, Execution, Fault, History, Rest, Rows
 from runwire.domain.schedule import schedule_of
+from tests.chaos.history import Call, DeadLetter, Event, Execution, Fault, History, Rest, Rows
 
 ENDED = frozenset({"DONE", "ERROR"})
 COURSE = frozenset({"claimed", "retrying", "released", "concluded"})

@@ -21,9 +21,9 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from chaos.history import Call
-from chaos.stack import CREDENTIAL, Stack
 from runwire.messaging import subjects
+from tests.chaos.history import Call
+from tests.chaos.stack import CREDENTIAL, Stack
 
 WAIT = 15.0
 """Seconds a caller waits for the end of its run."""
@@ -199,7 +199,7 @@ class Callers:
                 password=CREDENTIAL[1],
                 inbox_prefix=f"_INBOX_{CREDENTIAL[0]}",
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                reconnect_time_wait=0.2,
                 connect_timeout=3,
                 error_cb=_ignore,
             )
@@ -228,7 +228,7 @@ class Callers:
             )
         except nats.js.errors.APIError as error:
             outcome = "refused" if error.err_code == BUSY else "unknown"
-            return Call(**fields, answered=time.time(), outcome=outcome, status=str(error.err_code))  # type: ignore[arg-type]
+            return Call(**fields, answered=time.time(), outcome=outcome, status=str(error.err_code))
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError) as error:
             return Call(**fields, answered=time.time(), outcome="unknown", status=type(error).__name__)
         return Call(**fields, answered=time.time(), outcome="accepted", status="ack")

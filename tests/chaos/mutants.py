@@ -1,4 +1,4 @@
-"""``python -m chaos.mutants``: break the system in every way that is known, and see that the checker notices.
+"""``python -m tests.chaos.mutants``: break the system in every way that is known, and see that the checker notices.
 
 A checker that has never failed proves nothing, and one that always does proves no more: the system as it is goes
 first, under the faults of all of them, and has to come through. Exit status 0 when it did and every mutant broke a
@@ -21,10 +21,10 @@ import uvloop
 from rich.console import Console
 
 from benchmarks.children import ChildFailed
-from chaos import trial
-from chaos.checker import Rule, Verdict, check
-from chaos.mutated import MUTANTS
-from chaos.trial import Trial
+from tests.chaos import trial
+from tests.chaos.checker import Rule, Verdict, check
+from tests.chaos.mutated import MUTANTS
+from tests.chaos.trial import Trial
 
 TASKS = 20
 """Few, so that each is called often."""

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 
 from benchmarks.children import Children
-from chaos import collect, nemesis
-from chaos.callers import WAIT, Callers
-from chaos.history import Fault, History, Plan
-from chaos.nemesis import KINDS
-from chaos.stack import BROKER, Stack
 from runwire.messaging.broker import Bus
+from tests.chaos import collect, nemesis
+from tests.chaos.callers import WAIT, Callers
+from tests.chaos.history import Fault, History, Plan
+from tests.chaos.nemesis import KINDS
+from tests.chaos.stack import BROKER, Stack
 
 CHAIN = 1764
 LATE_AFTER = 8.0

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks.children import ChildFailed, Children, can_connect, free_port
-from chaos.probe import TRACES
-from chaos.proxy import Proxy
 from runwire import embedded
 from runwire.settings import Settings, load
+from tests.chaos.probe import TRACES
+from tests.chaos.proxy import Proxy
 
 BROKER = "broker"
 CREDENTIAL = ("chaos", "a-secret-of-no-importance")
@@ -40,7 +40,7 @@ class Stack:
         self._folder = folder
         self._broker = embedded.prepare(load(data_dir=folder / "broker", nats_sync="always", store_bytes=STORE_BYTES))
         self._broker_port = int(self._broker.url.rpartition(":")[2])
-        self._entry = ["-m", "runwire"] if mutant is None else ["-m", "chaos.mutated", mutant]
+        self._entry = ["-m", "runwire"] if mutant is None else ["-m", "tests.chaos.mutated", mutant]
         self._names = {
             "broker": [BROKER],
             "adapter": [f"adapter-{number + 1}" for number in range(adapters)],
@@ -113,10 +113,15 @@ class Stack:
     async def stop(self, name: str) -> None:
         """SIGTERM; it is started again when it has ended."""
         if self._children.is_running(name):
-            os.kill(self._children.pids[name], signal.SIGTERM)
+            pid = self._children.pids[name]
+            os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + 10
-            while self._children.is_running(name) and time.monotonic() < deadline:
+            while self._is_still(name, pid) and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
+
+    def _is_still(self, name: str, pid: int) -> bool:
+        """Whether that process has not ended; another one may have taken its place."""
+        return self._children.pids.get(name) == pid and self._children.is_running(name)
 
     async def stop_adapters(self) -> None:
         """SIGTERM to all of them, for good."""
@@ -163,6 +168,15 @@ class Stack:
         finally:
             self._proxies[name].heal()
 
+    @contextmanager
+    def throttled(self, name: str) -> Iterator[None]:
+        """Little passes to and from the broker until the block is left."""
+        self._proxies[name].throttle()
+        try:
+            yield
+        finally:
+            self._proxies[name].heal()
+
     def cut(self, name: str) -> None:
         """Its connections to the broker are reset."""
         self._proxies[name].cut()
@@ -191,7 +205,7 @@ class Stack:
             return
         python = [sys.executable, *self._entry]
         role = name.partition("-")[0]
-        own = ["adapter"] if role == "adapter" else ["worker", "--app", "chaos.probe:app"]
+        own = ["adapter"] if role == "adapter" else ["worker", "--app", "tests.chaos.probe:app"]
         self._children.start(name, [*python, *own], self._env(name), log=self.log(name))
 
     def _env(self, name: str) -> dict[str, str]:
