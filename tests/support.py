@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -33,7 +33,7 @@ from runwire.domain.task import LogEntry, Target
 from runwire.http.services import Pressure
 from runwire.messaging import codec, events, site, subjects, tokens
 from runwire.messaging.audit import Refusals
-from runwire.messaging.broker import Bus
+from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.callout import Callout
 from runwire.messaging.tokens import Uses
 from runwire.settings import Settings
@@ -254,9 +254,10 @@ async def ended(bus: Bus, run: str, *, task: int = 1, chain: int = CHAIN, within
     """The document that ended this run."""
 
     async def look() -> Document | None:
-        for document in await history(bus, task=task, chain=chain):
-            if document.run and document.run.id == run and document.run.is_final:
-                return document
+        with suppress(*UNAVAILABLE):  # the question to a broker that is being killed is lost
+            for document in await history(bus, task=task, chain=chain):
+                if document.run and document.run.id == run and document.run.is_final:
+                    return document
         return None
 
     return await eventually(look, within=within, what=f"run {run} ended")
