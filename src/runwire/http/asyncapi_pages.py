@@ -27,24 +27,44 @@ VERBS = {"receive": "Clients publish to", "send": "Clients subscribe to"}
 
 async def asyncapi(request: Request) -> Response:
     """What goes over the bus: a page made of the AsyncAPI document."""
-    return page("runwire on the bus", markdown(document(services(request).settings)))
+    return page("runwire on the bus", as_markdown(services(request).settings))
 
 
 async def asyncapi_yaml(request: Request) -> Response:
     """The AsyncAPI 3.0 document of the bus, as YAML."""
-    text = yaml.safe_dump(document(services(request).settings), sort_keys=False, allow_unicode=True, width=120)
-    return Response(text, 200, HEADERS, YAML)
+    return Response(as_yaml(services(request).settings), 200, HEADERS, YAML)
 
 
 async def asyncapi_json(request: Request) -> Response:
     """The AsyncAPI 3.0 document of the bus, as JSON."""
-    return Response(json.dumps(document(services(request).settings)), 200, HEADERS, "application/json")
+    return Response(as_json(services(request).settings), 200, HEADERS, "application/json")
 
 
 @lru_cache(maxsize=1)
 def document(settings: Settings) -> dict[str, Any]:
-    """The document of an adapter with these settings; made when somebody first asks for it."""
+    """The document of an adapter with these settings; made when somebody first asks for it, as are its texts.
+
+    Nobody needs a token to ask: what is made for each would be a way to keep the adapter busy.
+    """
     return build_document(settings, version=__version__)
+
+
+@lru_cache(maxsize=1)
+def as_yaml(settings: Settings) -> str:
+    """The document as YAML."""
+    return yaml.dump(document(settings), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+@lru_cache(maxsize=1)
+def as_json(settings: Settings) -> str:
+    """The document as JSON."""
+    return json.dumps(document(settings))
+
+
+@lru_cache(maxsize=1)
+def as_markdown(settings: Settings) -> str:
+    """The document in words."""
+    return markdown(document(settings))
 
 
 def markdown(document: Mapping[str, Any]) -> str:
