@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import httpx
 import pytest
+from nats.aio.msg import Msg
 
 from runwire.app import App
 from runwire.doctor import _dead_letters
@@ -49,6 +52,10 @@ async def hold(bus: Bus, level: AccessLevel, *of: int) -> dict[str, str]:
     return {"Authorization": f"Bearer {token.id}:secret"}
 
 
+def more_than(found: list[bytes], number: int) -> bool:
+    return len(found) > number
+
+
 async def ids(http: httpx.AsyncClient, headers: dict[str, str] | None = None, **query: int) -> list[int]:
     answer = await http.get("/dead_letters", params=query, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -62,6 +69,20 @@ async def http(settings: Settings, bus: Bus) -> AsyncIterator[httpx.AsyncClient]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------
+
+
+async def test_whoever_publishes_one_is_answered_by_the_broker_alone(http: httpx.AsyncClient, bus: Bus) -> None:
+    inbox, replies = bus.nc.new_inbox(), []
+
+    async def note(message: Msg) -> None:
+        replies.append(message.data)
+
+    await bus.nc.subscribe(inbox, cb=note)
+    for _ in range(20):  # what else answers to one comes before the broker answers to the last
+        before = len(replies)
+        await bus.nc.publish(subjects.dead_letter(CHAIN, 1), b"?", reply=inbox)
+        await eventually(partial(more_than, replies, before))
+    assert [json.loads(reply or b"{}").get("stream") for reply in replies] == ["DEADLETTERS"] * 20
 
 
 async def test_a_dead_letter_shows_the_command_as_it_came(

@@ -335,7 +335,7 @@ async def test_resuming_is_exact_under_load_on_two_adapters(
 async def test_a_client_that_falls_behind_misses_nothing(
     live: httpx.AsyncClient, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "QUEUE_EVENTS", 5)
+    monkeypatch.setattr(feed, "QUEUE_EVENTS", 1)
     caught_up = 0
     between = events.between
 

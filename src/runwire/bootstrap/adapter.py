@@ -228,13 +228,16 @@ async def start_projector(
 
 
 def _watch_dead_letters(services: Services) -> None:
-    """A call that waits for a run which cannot be carried out hears of it at once."""
+    """A call that waits for a run which cannot be carried out hears of it at once.
+
+    It hears the publication itself, whose reply is the broker's to give: an answer of FastStream's would stand for it.
+    """
 
     async def undecoded(message: Any) -> bytes:
         """The body may be anything, whatever its headers say it is."""
         return bytes(message.body)
 
-    @services.bus.broker.subscriber(subjects.DEAD_COMMANDS, decoder=undecoded)
+    @services.bus.broker.subscriber(subjects.DEAD_COMMANDS, decoder=undecoded, no_reply=True)
     async def dead(_body: Any) -> None:
         letter = deadletters.heard(services.bus.broker.context.get("message").raw_message)
         document = await services.reader.document(letter.task)
