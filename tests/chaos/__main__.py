@@ -34,12 +34,12 @@ MOST_SHOWN = 20
 
 def main(
     seed: Annotated[int | None, typer.Option(help="Of the dice; another one each time when not given.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="How long faults go on.")] = 150,
-    http: Annotated[int, typer.Option(min=0, help="Callers over HTTP.")] = 12,
-    bus: Annotated[int, typer.Option(min=0, help="Callers on the bus.")] = 4,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults go on.")] = 210,
+    http: Annotated[int, typer.Option(min=0, help="Callers over HTTP.")] = 20,
+    bus: Annotated[int, typer.Option(min=0, help="Callers on the bus.")] = 6,
     adapters: Annotated[int, typer.Option(min=1)] = 2,
     workers: Annotated[int, typer.Option(min=1)] = 3,
-    tasks: Annotated[int, typer.Option(min=2, help="Tasks that are called.")] = 40,
+    tasks: Annotated[int, typer.Option(min=2, help="Tasks that are called.")] = 80,
     quick: Annotated[bool, typer.Option("--quick", help=f"{QUICK_SECONDS:g} s of faults.")] = False,
     history: Annotated[Path | None, typer.Option(help="Where the history goes; else beside the logs.")] = None,
     check_file: Annotated[Path | None, typer.Option("--check", help="Judge this history; nothing is run.")] = None,

@@ -68,23 +68,44 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(MUTANTS)}; all when none is given.")] = None,
     seed: Annotated[int, typer.Option(help="Of the dice.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="How long each is hunted.")] = 10,
+    at_once: Annotated[int, typer.Option(min=1, help="Hunts that go on at the same time.")] = 2,
 ) -> None:
     """Break the system in every way that is known, and see that the checker notices."""
     console = Console(highlight=False, soft_wrap=True)
     chosen = names or list(HUNTS)
-    if not _is_well(console, chosen, seed, seconds):
-        sys.exit(1)
-    escaped = [name for name in chosen if not _is_caught(console, name, seed, seconds)]
-    console.print(f"seed {seed}: {len(chosen) - len(escaped)} of {len(chosen)} mutants caught")
+    began = time.monotonic()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        is_well, escaped = runner.run(_hunt(console, chosen, seed, seconds, at_once))
+    caught = f"{len(chosen) - len(escaped)} of {len(chosen)} mutants caught"
+    console.print(f"seed {seed}: {caught}, {time.monotonic() - began:.0f} s")
     if escaped:
         console.print(f"got away: {', '.join(escaped)}")
+    if escaped or not is_well:
         sys.exit(1)
 
 
-def _is_well(console: Console, names: Sequence[str], seed: int, seconds: float) -> bool:
+async def _hunt(
+    console: Console, names: Sequence[str], seed: int, seconds: float, at_once: int
+) -> tuple[bool, list[str]]:
+    """Whether the system as it is came through, and which mutants got away."""
+    places = asyncio.Semaphore(at_once)
+
+    async def is_well() -> bool:
+        async with places:
+            return await _is_well(console, names, seed, seconds)
+
+    async def is_caught(name: str) -> bool:
+        async with places:
+            return await _is_caught(console, name, seed, seconds)
+
+    well, *caught = await asyncio.gather(is_well(), *map(is_caught, names))
+    return well, [name for name, is_ours in zip(names, caught, strict=True) if not is_ours]
+
+
+async def _is_well(console: Console, names: Sequence[str], seed: int, seconds: float) -> bool:
     """The system as it is breaks nothing under the same faults."""
     kinds = sorted({kind for name in names for kind in HUNTS[name].kinds})
-    verdict = _try(console, None, Trial(seed=seed, seconds=seconds, kinds=kinds, tasks=TASKS, scheduled=0))
+    verdict = await _try(console, None, Trial(seed=seed, seconds=seconds, kinds=kinds, tasks=TASKS, scheduled=0))
     if verdict is None or verdict.violations:
         told = verdict.violations[0] if verdict else None
         console.print(f"unbroken: already breaks a promise: {told and told.rule}: {told and told.detail}")
@@ -93,13 +114,13 @@ def _is_well(console: Console, names: Sequence[str], seed: int, seconds: float) 
     return True
 
 
-def _is_caught(console: Console, name: str, seed: int, seconds: float) -> bool:
+async def _is_caught(console: Console, name: str, seed: int, seconds: float) -> bool:
     hunt, began = HUNTS[name], time.monotonic()
     attempt = Trial(
         seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, http=hunt.http, bus=hunt.bus,
         tasks=TASKS, scheduled=0, mutant=name,
     )  # fmt: skip
-    verdict = _try(console, name, attempt)
+    verdict = await _try(console, name, attempt)
     if verdict is None:
         return False
     found = [violation for violation in verdict.violations if violation.rule in hunt.rules]
@@ -111,12 +132,11 @@ def _is_caught(console: Console, name: str, seed: int, seconds: float) -> bool:
     return True
 
 
-def _try(console: Console, name: str | None, attempt: Trial) -> Verdict | None:
+async def _try(console: Console, name: str | None, attempt: Trial) -> Verdict | None:
     """What the checker says; None: it could not be carried out. The history stays in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{name or 'unbroken'}-"))
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            history = runner.run(trial.run(attempt, folder))
+        history = await trial.run(attempt, folder)
     except (ChildFailed, *trial.FAILURES) as error:
         console.print(f"{name or 'unbroken'}: not carried out: {error!r}; logs in {folder}")
         return None

@@ -47,7 +47,7 @@ class Blow:
 
 
 def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS) -> list[Blow]:
-    """The faults of so many seconds: each kind once, in some order, before any of them comes again."""
+    """The faults of so many seconds: each kind once, in some order, before any of them comes again; once at least."""
     dice = random.Random(seed)
     blows: list[Blow] = []
     left, bag = seconds, list[str]()
@@ -60,7 +60,7 @@ def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS) -> list[Blow]:
             pause=dice.uniform(*PAUSE), what=what, whom=dice.randrange(1000), seconds=dice.uniform(*SECONDS[what])
         )
         left -= blow.pause + blow.seconds
-        if left < 0:
+        if left < 0 and len(blows) >= len(kinds):
             return blows
         blows.append(blow)
 

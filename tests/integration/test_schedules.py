@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from nats.aio.msg import Msg
@@ -27,12 +28,14 @@ from tests.support import (
     Broker,
     answering_logins,
     connected,
+    ended,
     eventually,
     grant,
     history,
     make_task,
     on_the_bus,
     publish_command,
+    queue_is_empty,
     worker,
 )
 
@@ -317,6 +320,22 @@ async def test_a_tick_that_finds_the_task_busy_is_recorded_as_skipped(bus: Bus, 
     line = await bus.js.get_msg(subjects.LOGS, subject=subjects.log(CHAIN, 1))
     assert b"in-the-way" in line.data
     assert record.skipped.id.encode() in line.data
+
+
+async def test_a_command_that_comes_after_the_record_that_its_tick_was_skipped_starts_nothing(
+    bus: Bus, app: App, settings: Settings
+) -> None:
+    """Two forwarders had the alarm, and the task was busy to one of them only."""
+    async with scheduling(bus, settings):
+        await make_task(bus, trigger={"every": 1})
+        await publish_command(bus, "in-the-way")
+        (record, *_) = await skipped(bus)
+    due, run = record.skipped.tick, record.skipped.id
+    async with worker(bus, app, settings):
+        await ended(bus, "in-the-way")
+        await commands.publish(bus, CHAIN, 1, run, source=Source.SCHEDULE, patience=5, tick=due)
+        await eventually(partial(queue_is_empty, bus))
+    assert run not in {document.run.id for document in await runs(bus)}
 
 
 async def test_ticks_that_are_skipped_one_after_the_other_share_records(

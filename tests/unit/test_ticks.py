@@ -119,10 +119,35 @@ def test_a_skipped_tick_changes_nothing_but_the_version() -> None:
     assert after.change is Change.SKIPPED
     assert after.task == before.task.model_copy(update={"version": 2})
     assert after.run == before.run
-    assert after.schedule == Progress(version=1, cursor=NOON + HOUR)
+    assert after.schedule == Progress(version=1, cursor=NOON + HOUR, skipped=((NOON + HOUR, NOON + HOUR),))
     assert (after.skipped.code, after.skipped.started, after.skipped.attempt) == (RunCode.SKIPPED, None, 0)
     following = edited(after, {"every": 60}, at=NOON + 2 * HOUR)
     assert following.skipped is None
+
+
+def test_a_tick_that_is_recorded_as_skipped_gets_no_run_any_more() -> None:
+    """Two forwarders have its alarm: to one the task is busy, to the other it is free a moment later."""
+
+    def skipping(before: Document, first: datetime, last: datetime) -> Document:
+        stretch = Skipped(first=first, last=last, ticks=1, reason=ErrorCode.OVERLAP)
+        return lifecycle.skip(before, ticks.record(b"key", before.task, 1, stretch, now=last, log_seq=0), until=last)
+
+    def decide(at: Document, due: datetime, *, version: int = 1, run: str = "late") -> lifecycle.Decision:
+        tick = Tick(version=version, due=due)
+        command = Command(
+            chain=1764, task=7, run=run, source=Source.SCHEDULE, accepted=due, sequence=1, delivery=1, tick=tick
+        )
+        return lifecycle.decide(at, command, now=due, max_deliveries=5, verified=True)
+
+    skipped = skipping(document(HOURLY), NOON + 2 * HOUR, NOON + 4 * HOUR)
+    assert [decide(skipped, NOON + hours * HOUR) for hours in (2, 3, 4)] == [lifecycle.Finished()] * 3
+    assert decide(skipped, NOON + HOUR) == lifecycle.Begin()  # was queued before; the others found it in their way
+    assert decide(skipped, NOON + 5 * HOUR) == lifecycle.Begin()
+    assert decide(skipped, NOON + 3 * HOUR, version=2) == lifecycle.Begin()  # of another schedule
+    for hours in range(10, 17):
+        skipped = skipping(skipped, NOON + hours * HOUR, NOON + hours * HOUR)
+    assert decide(skipped, NOON + 3 * HOUR) == lifecycle.Finished()
+    assert len(skipping(skipped, NOON + 17 * HOUR, NOON + 17 * HOUR).schedule.skipped) == 8
 
 
 # --- turns -----------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run has ended already: acknowledge."""
+    """The run has ended already, or its tick is recorded as skipped: acknowledge."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,9 @@ def decide(
         return Finished()
     if document.change is Change.DELETED:
         return Reject("task_deleted", f"Task {command.task} has been deleted.")
+    is_current = document.run is not None and document.run.id == command.run
+    if not is_current and progress.has_skipped(document.schedule, command.tick):
+        return Finished()  # two forwarders had the tick: to one the task was busy, to the other it was free by then
     decision = _decide(document.run, command, now=now, max_deliveries=max_deliveries, verified=verified)
     left = time_left(document.task_in_force, command.accepted, now=now)
     may_go_on = isinstance(decision, Begin | Postpone)
@@ -344,7 +347,8 @@ def queued(command: Command) -> Run:
 def skip(document: Document, skipped: Run, *, until: datetime) -> Document:
     """Some ticks up to and including ``until`` are not run; the task and its run stay as they are."""
     task = document.task.model_copy(update={"version": document.task.version + 1})
-    schedule = progress.moved(document.schedule, until)
+    first = until if skipped.tick is None else skipped.tick.due
+    schedule = progress.passed_over(document.schedule, first, until)
     return document.model_copy(
         update={"task": task, "change": Change.SKIPPED, "by": None, "schedule": schedule, "skipped": skipped}
     )

@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pydantic import AwareDatetime, JsonValue
 from pydantic_core import to_json
 
+from runwire.domain.run import Tick
 from runwire.domain.schedule import SCHEDULE_FIELDS, InvalidTrigger, schedule_of
 from runwire.domain.task import Model
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 INSTANT = timedelta.resolution
+REMEMBERED = 8
+"""How many stretches of skipped ticks are remembered: a task has one command at most, which is seconds late."""
 
 Trigger = Mapping[str, JsonValue]
 
@@ -24,6 +27,8 @@ class Progress(Model):
     """The version of the task that brought the schedule: a change of the trigger begins a new one."""
     cursor: AwareDatetime
     """Every tick up to and including this instant has been dealt with: run, skipped, or never meant."""
+    skipped: tuple[tuple[AwareDatetime, AwareDatetime], ...] = ()
+    """The stretches of ticks that were skipped last, first and last tick of each: no run of theirs may begin now."""
 
 
 def says_when(trigger: Trigger) -> dict[str, bytes]:
@@ -67,3 +72,18 @@ def moved(schedule: Progress | None, until: datetime) -> Progress | None:
     if schedule is None or until <= schedule.cursor:
         return schedule
     return schedule.model_copy(update={"cursor": until})
+
+
+def passed_over(schedule: Progress | None, first: datetime, last: datetime) -> Progress | None:
+    """The schedule once the ticks from ``first`` to ``last`` are recorded as skipped."""
+    schedule = moved(schedule, last)
+    if schedule is None:
+        return None
+    return schedule.model_copy(update={"skipped": (*schedule.skipped, (first, last))[-REMEMBERED:]})
+
+
+def has_skipped(schedule: Progress | None, tick: Tick | None) -> bool:
+    """Whether this tick is recorded as skipped."""
+    if schedule is None or tick is None or tick.version != schedule.version:
+        return False
+    return any(first <= tick.due <= last for first, last in schedule.skipped)
