@@ -32,16 +32,17 @@ from runwire.domain.errors import Fail, Retry
 
 if TYPE_CHECKING:
     from runwire.client import AsyncClient, Client
+    from runwire.client.bus import BusClient
 
-__all__ = ["App", "AsyncClient", "Client", "Context", "Fail", "Retry", "__version__"]
+__all__ = ["App", "AsyncClient", "BusClient", "Client", "Context", "Fail", "Retry", "__version__"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """The clients, loaded when they are asked for: a worker has no use for them."""
-    if name not in {"Client", "AsyncClient"}:
+    if name not in {"AsyncClient", "BusClient", "Client"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from runwire import client  # noqa: PLC0415
+    from importlib import import_module  # noqa: PLC0415
 
-    return getattr(client, name)
+    return getattr(import_module("runwire.client.bus" if name == "BusClient" else "runwire.client"), name)

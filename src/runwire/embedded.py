@@ -54,7 +54,7 @@ def prepare(settings: Settings) -> Embedded:
         "RUNWIRE_BUS_ISSUER": Signer(bus_key).public_key,
     }
     bus_url = f"nats://{HOST}:{port}"
-    write_private(bus_url_path(settings), bus_url + "\n")
+    write_private(settings.bus_url_path, bus_url + "\n")
     return Embedded(
         argv=[
             str(_binary(settings)),
@@ -72,11 +72,6 @@ def prepare(settings: Settings) -> Embedded:
         bus_key=bus_key,
         log_path=log_path,
     )
-
-
-def bus_url_path(settings: Settings) -> Path:
-    """Where the URL for clients of the bus is kept."""
-    return settings.data_dir / "bus.url"
 
 
 def running_url_path(settings: Settings) -> Path:

@@ -155,6 +155,11 @@ class Settings(BaseSettings):
         """Where the first token is kept for its owner."""
         return self.data_dir / "token"
 
+    @property
+    def bus_url_path(self) -> Path:
+        """Where the embedded broker's address is kept for clients of the bus."""
+        return self.data_dir / "bus.url"
+
 
 def load(**overrides: object) -> Settings:
     """The settings of this process; ``overrides`` (None: not given) win over the environment. Raises SetupError."""

@@ -13,13 +13,15 @@ import pytest
 
 import runwire
 import runwire.client
+from runwire.client.bus import BusClient
 from runwire.domain import errors
 from runwire.domain.run import ErrorCode
 from runwire.http.app import build_app
 from runwire.http.problems import TABLE
 from runwire.messaging import subjects
 from runwire.settings import Settings
-from tests.acceptance.test_up import running
+from tests.acceptance.test_up import Running, running
+from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -71,17 +73,26 @@ async def test_its_action_works_as_it_stands(tmp_path: Path) -> None:
     assert [entry["message"] for entry in found["logs"]] == ["greeting Ada, attempt 1"]
 
 
-async def test_the_bus_example_works_as_it_stands(tmp_path: Path) -> None:
-    async with running(tmp_path):
-        example = blocks("python", (ROOT / "docs" / "bus.md").read_text())[0]
-        done = subprocess.run(
-            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
-        )
-    assert done.stdout.startswith("PubAck(stream='COMMANDS', seq=1"), done.stderr
+async def test_the_bus_examples_work_as_they_stand(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        printed = []
+        for example in blocks("python", (ROOT / "docs" / "bus.md").read_text())[:2]:
+            done = subprocess.run(
+                [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
+            )
+            printed.append(done.stdout)
+            assert done.returncode == 0, done.stderr
+            await eventually(lambda: is_done(service))
+    assert re.fullmatch(r"task=12345 run='\w{32}' duplicate=False sequence=1\n", printed[0])
+    assert printed[1].startswith("PubAck(stream='COMMANDS', seq=2")
+
+
+async def is_done(service: Running) -> bool:
+    return (await service.http.get("/tasks/12345")).json()["state"]["code"] == "DONE"
 
 
 async def test_the_example_of_the_client_prints_what_stands_there(tmp_path: Path) -> None:
-    (example,) = blocks("python", CLIENT)
+    example = blocks("python", CLIENT)[0]
     printed = re.search(r"^```python\n.*?^```\n```\n(.*?)^```$", CLIENT, re.MULTILINE | re.DOTALL)[1]
     async with running(tmp_path) as service:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNWIRE_")}
@@ -97,6 +108,9 @@ def test_the_page_of_the_client_names_what_it_has() -> None:
     assert methods == {name for name in vars(runwire.AsyncClient) if not name.startswith("_")} - {"aclose"}
     for name in methods:
         assert f"`{name}(" in CLIENT
+    for name in vars(BusClient):
+        if not name.startswith("_"):
+            assert re.search(rf"[` ]{name}\(", CLIENT.partition("## On the bus")[2])
     for name, thing in vars(runwire.client).items():
         if isinstance(thing, type) and issubclass(thing, runwire.client.ClientError):
             assert name in CLIENT

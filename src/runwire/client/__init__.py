@@ -10,28 +10,60 @@
          |  answer with
     models.py, errors.py     what comes of it
 
+    BusClient                bus.py: the other door, over the bus; imported from there
+
 A method is written once, as a generator. It yields what has to happen next, and is sent what came of it; the two
 drivers only differ in how they wait. The client imports the domain and the settings, and nothing that serves or works.
 """
 
 from runwire.client.coroutines import AsyncClient
-from runwire.client.errors import ClientError, DownloadDamaged, NoAnswer, NotFinished, NoToken, Problem, RunFailed
-from runwire.client.models import Event, Line, LogEntry, Progress, Result, Run, RunError, State, Task
+from runwire.client.errors import (
+    ClientError,
+    CommandRefused,
+    DownloadDamaged,
+    NoAnswer,
+    NotFinished,
+    NotLetIn,
+    NoToken,
+    OutcomeUnknown,
+    Problem,
+    RunFailed,
+)
+from runwire.client.models import (
+    Accepted,
+    Ended,
+    Event,
+    Line,
+    LogEntry,
+    Progress,
+    PulledEvent,
+    Result,
+    Run,
+    RunError,
+    State,
+    Task,
+)
 from runwire.client.threads import Client
 
 __all__ = [
+    "Accepted",
     "AsyncClient",
     "Client",
     "ClientError",
+    "CommandRefused",
     "DownloadDamaged",
+    "Ended",
     "Event",
     "Line",
     "LogEntry",
     "NoAnswer",
     "NoToken",
     "NotFinished",
+    "NotLetIn",
+    "OutcomeUnknown",
     "Problem",
     "Progress",
+    "PulledEvent",
     "Result",
     "Run",
     "RunError",

@@ -87,7 +87,7 @@ def _execute_call(task: TaskRef, key: str | None, if_running: str | None, wait: 
         method="POST",
         path=f"{task_path(task)}/execute",
         params={"if_running": if_running},
-        headers={"Idempotency-Key": _quoted(key)},
+        headers={"Idempotency-Key": quoted(key)},
         wait=wait,
     )
 
@@ -181,7 +181,7 @@ def logs(terms: Terms, task: TaskRef, run: str, *, after: int, follow: bool) -> 
 
 def create(terms: Terms, body: Mapping[str, Any], key: str | None) -> Steps[Task]:
     """The new task. A repeated call has the key of the first."""
-    call = Call(method="POST", path="/tasks", json=body, headers={"Idempotency-Key": _quoted(key)})
+    call = Call(method="POST", path="/tasks", json=body, headers={"Idempotency-Key": quoted(key)})
     return Task.model_validate_json((yield from ask(call, terms)).content)
 
 
@@ -209,7 +209,7 @@ def _precondition(task: TaskRef) -> dict[str, str]:
     return {"If-Match": f'"{task.version}"'} if isinstance(task, Task) else {}
 
 
-def _quoted(key: str | None) -> str:
+def quoted(key: str | None) -> str:
     """The key as a structured-field string (RFC 8941 section 3.3.3); None: a new one."""
     escaped = (uuid4().hex if key is None else key).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -9,6 +9,14 @@
       NoAnswer          no adapter answered within the client's timeout (a TimeoutError)
       DownloadDamaged   the file that came is not the one that was stored
       NoToken           there is no access token to call with
+
+and of the bus
+
+::
+
+      CommandRefused    the broker did not store the command: `code`, `run`
+      OutcomeUnknown    the broker did not say whether it stored the command: `run` (a NoAnswer)
+      NotLetIn          the broker does not let the token in
 """
 
 from __future__ import annotations
@@ -115,3 +123,31 @@ class NoToken(ClientError):
     """No access token was given, none is in RUNWIRE_TOKEN, and none is kept on this machine."""
 
     code = "no_token"
+
+
+class CommandRefused(ClientError):
+    """The broker did not store the command; nothing will run."""
+
+    def __init__(self, code: str, message: str, *, run: str) -> None:
+        super().__init__(message)
+        self.code = code
+        """``task_busy``: another command of the task is queued or running; ``not_accepted``: anything else."""
+        self.run = run
+        """Id the run would have had."""
+
+
+class OutcomeUnknown(NoAnswer):
+    """Nobody said whether the command was stored. Published again with the same run id, it is one run."""
+
+    code = "outcome_unknown"
+
+    def __init__(self, message: str, *, run: str) -> None:
+        super().__init__(message)
+        self.run = run
+        """Id to publish it again with."""
+
+
+class NotLetIn(ClientError):
+    """The broker does not let the token into the chain, or nobody is there to answer its login."""
+
+    code = "not_let_in"

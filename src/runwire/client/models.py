@@ -5,6 +5,7 @@ Fields that a newer adapter adds are kept, and ``model_dump(mode="json", exclude
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -124,7 +125,7 @@ class Event(View):
     """Something that happened to a task."""
 
     id: str
-    """Its place: ``events(after=...)`` goes on after it."""
+    """Its place: ``events(after=...)`` goes on after it. On the bus it only tells the event apart."""
     code: str
     """ready, inprogress, done, error, edited, skipped or deleted."""
     change: str
@@ -142,6 +143,68 @@ class Event(View):
         """What a server-sent event with this id and data says."""
         code = str(cloud_event["type"]).split(".")[3]
         return cls.model_validate({"id": event_id, "code": code, "time": cloud_event["time"], **cloud_event["data"]})
+
+
+class PulledEvent(Event):
+    """An event of a durable subscription."""
+
+    sequence: int
+    """Its place in EVENTS: what happened first has the lower one."""
+    deliveries: int
+    """How often it was given out, this time included."""
+
+
+class Accepted(View):
+    """A command that is stored: its run will end."""
+
+    task: int
+    run: str
+    """Id of the run."""
+    duplicate: bool
+    """It was stored already: it had been published before."""
+    sequence: int
+    """Its place in COMMANDS."""
+
+
+class Ended(View):
+    """How a run ended, as far as the state of its task tells."""
+
+    task: int
+    run: str
+    """Id of the run."""
+    code: StateCode
+    """DONE or ERROR."""
+    error: str | None
+    """Why it ended as ERROR: a stable code."""
+    started: AwareDatetime | None
+    """None: it ended in the queue."""
+    finished: AwareDatetime
+    replayed: bool
+    """It had ended before: an earlier call with the same Idempotency-Key asked for it."""
+    joined: bool
+    """Somebody else asked for the run, and the task was busy with it."""
+
+    @classmethod
+    def of(cls, task: int, headers: Mapping[str, str], state: Mapping[str, Any], *, replayed: bool) -> Self:
+        """What the answer to execute says."""
+        return cls.model_validate(
+            {
+                "task": task,
+                "run": headers["run-id"],
+                "code": state["code"],
+                "error": headers.get("task-error"),
+                "started": state["last_run_date"],
+                "finished": state["last_modified"],
+                "replayed": replayed,
+                "joined": "run-joined" in headers,
+            }
+        )
+
+    def raise_on_error(self) -> Self:
+        """The same. Raises RunFailed when the run ended as ERROR."""
+        if self.code is StateCode.ERROR:
+            raise RunFailed(self.error or "unknown", "", run=self.run)
+        return self
 
 
 class Result(View):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from runwire.client.errors import NoToken
 from runwire.domain.access import parse_credential
+from runwire.domain.errors import SetupError
 from runwire.settings import Settings, load
 
 
@@ -25,9 +26,7 @@ def find_place(url: str | None, token: str | None) -> Place:
 
     Raises ValueError for a token that is none, NoToken, or SetupError when the settings are invalid.
     """
-    if token is not None and parse_credential(token) is None:
-        msg = "an access token is ID:SECRET"
-        raise ValueError(msg)
+    _check(token)
     if url is not None and token is not None:
         return Place(url=url, token=token, is_here=False)
     settings = load(url=url)
@@ -36,6 +35,30 @@ def find_place(url: str | None, token: str | None) -> Place:
         token=token or _kept_token(settings),
         is_here=settings.url is None,
     )
+
+
+def find_bus(url: str | None, token: str | None) -> tuple[str, str]:
+    """(address of the broker, token): what is not given is the installation's on this machine, but for RUNWIRE_TOKEN.
+
+    Raises ValueError for a token that is none, NoToken, or SetupError when no broker is known.
+    """
+    _check(token)
+    if url is not None and token is not None:
+        return url, token
+    settings = load()
+    if url is None:
+        path = settings.bus_url_path
+        try:
+            url = path.read_text().strip()
+        except OSError:
+            raise SetupError(f"where is the broker? Give its url ({path} cannot be read)") from None
+    return url, token or _kept_token(settings)
+
+
+def _check(token: str | None) -> None:
+    if token is not None and parse_credential(token) is None:
+        msg = "an access token is ID:SECRET"
+        raise ValueError(msg)
 
 
 def _kept_token(settings: Settings) -> str:
