@@ -11,6 +11,7 @@ import typer
 from runwire.cli_actions import actions
 from runwire.cli_events import events
 from runwire.cli_execute import execute
+from runwire.cli_subscriptions import subscription_cli
 from runwire.cli_tasks import task_cli
 from runwire.cli_tokens import audit, token_cli
 from runwire.domain.errors import BrokerUnreachable, SetupError
@@ -27,6 +28,7 @@ cli = typer.Typer(
 
 cli.add_typer(task_cli)
 cli.add_typer(token_cli)
+cli.add_typer(subscription_cli)
 
 AppOption = Annotated[
     str | None, typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="A runwire.App with actions of your own.")

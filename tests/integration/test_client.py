@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class InThreads:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
-        if name in {"runs", "logs", "follow", "events", "list"}:
+        if name in {"runs", "logs", "follow", "events", "list", "subscriptions"}:
             return lambda *args, **options: self._each(method(*args, **options))
         return lambda *args, **options: asyncio.to_thread(method, *args, **options)
 
@@ -452,3 +453,26 @@ def test_a_worker_does_not_load_the_client() -> None:
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "Client\n"
     )
+
+
+# --- subscriptions ---------------------------------------------------------------------------------------
+
+
+async def test_subscriptions_are_made_listed_shown_and_deleted(client: Any) -> None:
+    since = datetime(2026, 5, 26, 14, 35, tzinfo=UTC)
+    pull = await client.create_subscription(chain=CHAIN, tasks=[1], codes=["done"], from_time=since, desc="billing")
+    hook = await client.create_subscription(
+        chain=CHAIN, kind="web_hook", url="https://example.com/events", actions=["noop"], from_sequence=1
+    )
+    assert (pull.kind, pull.tasks, pull.codes, pull.from_time, pull.secret) == ("pull", (1,), ("done",), since, None)
+    assert (hook.url, hook.actions, hook.from_sequence) == ("https://example.com/events", ("noop",), 1)
+    assert hook.secret.startswith("whsec_")
+    assert hook.secret not in repr(hook)
+    assert {found.id async for found in client.subscriptions(chain=CHAIN)} == {pull.id, hook.id}
+    assert [found.id async for found in client.subscriptions(limit=1)] != []
+    shown = await client.subscription(hook)
+    assert (shown.id, shown.secret) == (hook.id, None)
+    await client.delete_subscription(hook)
+    with pytest.raises(Problem, match="There is no subscription"):
+        await client.subscription(hook.id)
+    await client.delete_subscription(pull.id)

@@ -41,6 +41,7 @@ from runwire.client.models import (
     Run,
     RunError,
     State,
+    Subscription,
     Task,
 )
 from runwire.client.threads import Client
@@ -69,5 +70,6 @@ __all__ = [
     "RunError",
     "RunFailed",
     "State",
+    "Subscription",
     "Task",
 ]

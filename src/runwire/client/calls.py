@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote as urlquote
 from uuid import uuid4
 
 import httpx
 
 from runwire.client.errors import NotFinished, Problem
-from runwire.client.models import Line, Result, Run, RunError, Task, View
+from runwire.client.models import Line, Result, Run, RunError, Subscription, Task, View
 from runwire.client.steps import POLL, Call, Emit, Pause, Steps, Terms, ask
 
 PAGE = 1000
@@ -23,6 +24,8 @@ LOOK_AGAIN = 1.0
 
 TaskRef = int | Task
 """A task, or its id."""
+SubscriptionRef = str | Subscription
+"""A subscription, or its id."""
 
 
 def task_path(task: TaskRef) -> str:
@@ -203,6 +206,35 @@ def delete(terms: Terms, task: TaskRef, *, force: bool) -> Steps[None]:
     params = {"force": "true" if force else None}
     call = Call(method="DELETE", path=task_path(task), params=params, headers=_precondition(task))
     yield from ask(call, terms, repeatable=False)
+
+
+# --- subscriptions -------------------------------------------------------------------------------------------
+
+
+def subscribe(terms: Terms, wanted: Mapping[str, Any]) -> Steps[Subscription]:
+    """The new subscription. Sent again only when it is certain that it was not made."""
+    body = {name: value for name, value in wanted.items() if value is not None and value != ()}
+    call = Call(method="POST", path="/subscriptions", json=body)
+    return Subscription.model_validate_json((yield from ask(call, terms, repeatable=False)).content)
+
+
+def get_subscription(terms: Terms, subscription: SubscriptionRef) -> Steps[Subscription]:
+    """The subscription as it stands."""
+    answer = yield from ask(Call(method="GET", path=_subscription_path(subscription)), terms)
+    return Subscription.model_validate_json(answer.content)
+
+
+def unsubscribe(terms: Terms, subscription: SubscriptionRef) -> Steps[None]:
+    """End the subscription."""
+    yield from ask(Call(method="DELETE", path=_subscription_path(subscription)), terms, repeatable=False)
+
+
+def _subscription_path(subscription: SubscriptionRef) -> str:
+    name = subscription.id if isinstance(subscription, Subscription) else subscription
+    return f"/subscriptions/{urlquote(name, safe='')}"
+
+
+# --- what they share -----------------------------------------------------------------------------------------
 
 
 def _precondition(task: TaskRef) -> dict[str, str]:

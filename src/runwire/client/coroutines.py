@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -11,9 +12,9 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 
 from runwire.client import calls, follow
-from runwire.client.calls import TaskRef
+from runwire.client.calls import SubscriptionRef, TaskRef
 from runwire.client.files import Destination
-from runwire.client.models import Event, Line, Progress, Result, Run, Task
+from runwire.client.models import Event, Line, Progress, Result, Run, Subscription, Task
 from runwire.client.place import find_place
 from runwire.client.steps import Call, Done, Emit, Open, Pause, Read, Step, Steps, Terms, advance, ask
 from runwire.client.transport import TIMEOUT, arguments, request_of, stream_request_of
@@ -157,6 +158,43 @@ class AsyncClient:
             async for piece in self._emitted(follow.download(self._terms, task)):
                 await asyncio.to_thread(destination.write, piece)
             return destination.keep()
+
+    # --- subscriptions ---
+
+    async def create_subscription(
+        self,
+        *,
+        chain: int,
+        kind: Literal["pull", "web_hook"] = "pull",
+        tasks: Sequence[int] = (),
+        codes: Sequence[str] = (),
+        desc: str = "",
+        from_sequence: int | None = None,
+        from_time: datetime | None = None,
+        url: str | None = None,
+        actions: Sequence[str] = (),
+    ) -> Subscription:
+        """Subscribe to events of a chain. As ``Client.create_subscription``."""
+        wanted = {
+            "kind": kind, "chain": chain, "tasks": tuple(tasks), "codes": tuple(codes), "desc": desc, "url": url,
+            "actions": tuple(actions), "from_sequence": from_sequence,
+            "from_time": None if from_time is None else from_time.isoformat(),
+        }  # fmt: skip
+        return await self._returned(calls.subscribe(self._terms, wanted))
+
+    async def subscription(self, subscription: SubscriptionRef) -> Subscription:
+        """A subscription, and how far it has come."""
+        return await self._returned(calls.get_subscription(self._terms, subscription))
+
+    def subscriptions(self, *, chain: int | None = None, limit: int | None = None) -> AsyncIterator[Subscription]:
+        """One's own subscriptions, and all of the chains that one manages, oldest first."""
+        return self._emitted(calls.pages(self._terms, "/subscriptions", Subscription, {"chain": chain}, limit))
+
+    async def delete_subscription(self, subscription: SubscriptionRef) -> None:
+        """End a subscription, and forget how far it has come."""
+        await self._returned(calls.unsubscribe(self._terms, subscription))
+
+    # --- anything else ---
 
     async def request(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None

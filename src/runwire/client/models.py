@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from runwire.client.errors import RunFailed
 from runwire.domain.run import RunCode
@@ -143,6 +143,46 @@ class Event(View):
         """What a server-sent event with this id and data says."""
         code = str(cloud_event["type"]).split(".")[3]
         return cls.model_validate({"id": event_id, "code": code, "time": cloud_event["time"], **cloud_event["data"]})
+
+
+class Subscription(View):
+    """Who gets which events, each at least once, and how far they have come. Sequences are those of EVENTS."""
+
+    id: str
+    """``BusClient.pull`` takes it."""
+    kind: str
+    """``pull`` or ``web_hook``."""
+    chain: int
+    token: str
+    """Id of the access token that made it; a pull subscription works with this one."""
+    desc: str
+    tasks: tuple[int, ...]
+    """Only events of these; none: of all."""
+    codes: tuple[str, ...]
+    """Only these; none: all."""
+    url: str | None
+    """Of a web hook."""
+    actions: tuple[str, ...]
+    """Of a web hook: only events of tasks with these actions; none: of all."""
+    disabled: AwareDatetime | None
+    """When the web hook's receiver said 410 Gone; None: it did not."""
+    from_sequence: int | None
+    from_time: AwareDatetime | None
+    created: AwareDatetime
+    pending: int
+    """Lag: events that were not delivered yet."""
+    unacknowledged: int
+    """Events that were delivered, and not acknowledged yet."""
+    redelivered: int
+    """Of these, how many were delivered more than once."""
+    acknowledged: int
+    """Sequence up to which every event is acknowledged; 0: none yet."""
+    last_active: AwareDatetime | None
+    """When an event was last delivered; None: never."""
+    waiting: int
+    """Requests for events that are open: somebody is there."""
+    secret: str | None = Field(default=None, repr=False)
+    """What a web hook's events are signed with; known when it has just been made."""
 
 
 class PulledEvent(Event):

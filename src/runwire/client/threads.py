@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -11,9 +12,9 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 
 from runwire.client import calls, follow
-from runwire.client.calls import TaskRef
+from runwire.client.calls import SubscriptionRef, TaskRef
 from runwire.client.files import Destination
-from runwire.client.models import Event, Line, Progress, Result, Run, Task
+from runwire.client.models import Event, Line, Progress, Result, Run, Subscription, Task
 from runwire.client.place import find_place
 from runwire.client.steps import Call, Done, Emit, Open, Pause, Read, Step, Steps, Terms, advance, ask
 from runwire.client.transport import TIMEOUT, arguments, request_of, stream_request_of
@@ -186,6 +187,49 @@ class Client:
             for piece in self._emitted(follow.download(self._terms, task)):
                 destination.write(piece)
             return destination.keep()
+
+    # --- subscriptions ---
+
+    def create_subscription(
+        self,
+        *,
+        chain: int,
+        kind: Literal["pull", "web_hook"] = "pull",
+        tasks: Sequence[int] = (),
+        codes: Sequence[str] = (),
+        desc: str = "",
+        from_sequence: int | None = None,
+        from_time: datetime | None = None,
+        url: str | None = None,
+        actions: Sequence[str] = (),
+    ) -> Subscription:
+        """Subscribe to events of a chain.
+
+        ``kind``: ``pull``, for a client of the bus with this token (:class:`runwire.BusClient`), or ``web_hook``, to be
+        sent to ``url``; the ``secret`` of its signatures is in the answer, this once. ``tasks``, ``codes``, and of a
+        web hook ``actions``: only events of these; none: of all. ``from_sequence``, ``from_time``: where to begin;
+        neither: with the next event. Made again only when it is certain that it was not made.
+        """
+        wanted = {
+            "kind": kind, "chain": chain, "tasks": tuple(tasks), "codes": tuple(codes), "desc": desc, "url": url,
+            "actions": tuple(actions), "from_sequence": from_sequence,
+            "from_time": None if from_time is None else from_time.isoformat(),
+        }  # fmt: skip
+        return self._returned(calls.subscribe(self._terms, wanted))
+
+    def subscription(self, subscription: SubscriptionRef) -> Subscription:
+        """A subscription, and how far it has come."""
+        return self._returned(calls.get_subscription(self._terms, subscription))
+
+    def subscriptions(self, *, chain: int | None = None, limit: int | None = None) -> Iterator[Subscription]:
+        """One's own subscriptions, and all of the chains that one manages, oldest first."""
+        return self._emitted(calls.pages(self._terms, "/subscriptions", Subscription, {"chain": chain}, limit))
+
+    def delete_subscription(self, subscription: SubscriptionRef) -> None:
+        """End a subscription, and forget how far it has come."""
+        self._returned(calls.unsubscribe(self._terms, subscription))
+
+    # --- anything else ---
 
     def request(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
