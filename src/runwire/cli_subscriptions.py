@@ -69,6 +69,25 @@ def get(subscription: SubscriptionArgument, url: UrlOption = None, as_json: Json
 
 
 @subscription_cli.command()
+def rotate(
+    subscription: SubscriptionArgument,
+    overlap: Annotated[
+        int, typer.Option("--overlap", min=0, max=604_800, help="Seconds that the old secret signs, too.")
+    ] = 86_400,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a web hook a new secret, which is shown this once."""
+    tell(call("POST", f"{_path(subscription)}/rotate", url, json={"overlap": overlap}).json(), as_json, _secret_once)
+
+
+@subscription_cli.command()
+def resume(subscription: SubscriptionArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Send to a web hook again whose receiver had said 410 Gone."""
+    tell(call("POST", f"{_path(subscription)}/resume", url).json(), as_json, _facts)
+
+
+@subscription_cli.command()
 def delete(subscription: SubscriptionArgument, url: UrlOption = None) -> None:
     """End a subscription, and forget how far it has come."""
     call("DELETE", _path(subscription), url)
@@ -119,6 +138,7 @@ def _facts(console: Console, subscription: Any) -> None:
         *((("url", subscription["url"]), ("actions", _named(subscription["actions"]))) if subscription["url"] else ()),
         ("begins", str(begins)),
         ("state", _state(subscription)),
+        *((("old secret", f"signs until {subscription['previous_until']}"),) if subscription["previous_until"] else ()),
         ("lag", f"{subscription['pending']} events, and {subscription['unacknowledged']} that are being processed"),
         ("redelivered", str(subscription["redelivered"])),
         ("acknowledged", f"up to {subscription['acknowledged']}" if subscription["acknowledged"] else "nothing yet"),

@@ -36,6 +36,10 @@ async def test_subscriptions_are_made_listed_shown_and_deleted(tmp_path: Path) -
         assert secret not in listed
 
         assert "codes         done, error" in runwire("subscription", "get", pull["id"]).stdout.splitlines()
+        rotated = runwire("subscription", "rotate", hook).stdout
+        assert rotated.startswith("whsec_")
+        assert secret not in rotated
+        assert "old secret    signs until" in runwire("subscription", "resume", hook).stdout
         assert runwire("subscription", "delete", pull["id"]).stdout == ""
         for arguments, says in (
             (("get", pull["id"]), "There is no subscription"),

@@ -472,6 +472,10 @@ async def test_subscriptions_are_made_listed_shown_and_deleted(client: Any) -> N
     assert [found.id async for found in client.subscriptions(limit=1)] != []
     shown = await client.subscription(hook)
     assert (shown.id, shown.secret) == (hook.id, None)
+    rotated = await client.rotate_subscription(hook, overlap=60)
+    assert rotated.secret not in {None, hook.secret}
+    assert rotated.previous_until > hook.created
+    assert (await client.resume_subscription(hook)).disabled is None
     await client.delete_subscription(hook)
     with pytest.raises(Problem, match="There is no subscription"):
         await client.subscription(hook.id)

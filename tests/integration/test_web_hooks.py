@@ -11,6 +11,8 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -23,6 +25,7 @@ from runwire.messaging.broker import Bus
 from runwire.outgoing.exchange import Exchange
 from runwire.outgoing.guard import Guard
 from runwire.settings import Settings
+from runwire.webhooks import sender
 from runwire.webhooks.delivery import Patience
 from runwire.webhooks.sender import WebHooks
 from tests.integration.test_http_action import Answer, Received, Site, reply, site
@@ -248,6 +251,83 @@ async def test_a_receiver_that_is_gone_is_left_alone(http: httpx.AsyncClient, bu
     assert (await standing(http, made))["unacknowledged"] + (await standing(http, made))["pending"] == 2
 
 
+async def test_a_receiver_that_is_back_gets_what_it_did_not_take(
+    http: httpx.AsyncClient, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "AFTER_GONE", 0.2)
+    async with site(reply(410)) as there, sending(bus):
+        made = await hook(http, there.url)
+        await make_task(bus, task=1)
+
+        async def is_disabled() -> bool:
+            return (await standing(http, made))["disabled"] is not None
+
+        await eventually(is_disabled)
+        await make_task(bus, task=2)
+        there.answers[:] = [reply()]
+        there.requests.clear()
+        resumed = await http.post(f"/subscriptions/{made['id']}/resume")
+        assert (resumed.status_code, resumed.json()["disabled"]) == (200, None)
+        await eventually(lambda: is_done(http, made))
+        await make_task(bus, task=3)
+        await eventually(lambda: tasks_in(there.requests).keys() == {1, 2, 3})
+        assert (await http.post(f"/subscriptions/{made['id']}/resume")).status_code == 200, "it may be repeated"
+
+
+async def test_a_new_secret_signs_beside_the_old_one_for_the_overlap(http: httpx.AsyncClient, bus: Bus) -> None:
+    async with site() as there, sending(bus):
+        made = await hook(http, there.url)
+        path = f"/subscriptions/{made['id']}"
+        rotated = await http.post(f"{path}/rotate")
+        assert rotated.status_code == 200, rotated.text
+        new, until = rotated.json()["secret"], datetime.fromisoformat(rotated.json()["previous_until"])
+        assert new != made["secret"]
+        assert abs(until - datetime.now(UTC) - timedelta(days=1)) < timedelta(minutes=1)
+        assert new not in (await http.get(path)).text
+        await sooner_or_later_signed(bus, there, new, made["secret"])
+        last = (await http.post(f"{path}/rotate", json={"overlap": 0})).json()
+        assert last["previous_until"] is None
+        await sooner_or_later_signed(bus, there, last["secret"])
+
+
+async def sooner_or_later_signed(bus: Bus, there: Site, *secrets: str) -> None:
+    """From some event on, they have a signature by each of these, and no other."""
+
+    async def are_so() -> bool:
+        before = len(there.requests)
+        await make_task(bus, task=before + 1)
+        await eventually(lambda: len(there.requests) > before)
+        request = there.requests[-1]
+        given = request.headers["webhook-signature"].split()
+        alone = [replace(request, headers={**request.headers, "webhook-signature": one}) for one in given]
+        return len(given) == len(secrets) and all(any(is_signed(one, secret) for one in alone) for secret in secrets)
+
+    await eventually(are_so)
+
+
+async def test_only_managers_rotate_and_resume_and_only_web_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
+    made = await hook(http, "https://example.com/")
+    pull = (await http.post("/subscriptions", json={"kind": "pull", "chain": CHAIN})).json()
+    token_id, secret = await grant(bus)
+    operator = {"Authorization": f"Bearer {token_id}:{secret}"}
+    for call in ("rotate", "resume"):
+        assert code(await http.post(f"/subscriptions/{pull['id']}/{call}")) == (409, "not_a_web_hook")
+        refused = await http.post(f"/subscriptions/{made['id']}/{call}", headers=operator)
+        assert code(refused) == (404, "subscription_not_found")
+    for overlap in (-1, 604_801, "3600", 1.5):
+        answer = await http.post(f"/subscriptions/{made['id']}/rotate", json={"overlap": overlap})
+        assert code(answer) == (422, "invalid_fields")
+
+
+async def test_two_rotations_at_the_same_time_leave_a_secret_that_somebody_knows(
+    http: httpx.AsyncClient, bus: Bus
+) -> None:
+    made = await hook(http, "https://example.com/")
+    answers = await asyncio.gather(*(http.post(f"/subscriptions/{made['id']}/rotate") for _ in range(2)))
+    kept = (await subscriptions.find(bus, made["id"])).subscription
+    assert kept.secret in [answer.json()["secret"] for answer in answers]
+
+
 async def _is_served(http: httpx.AsyncClient, made: dict[str, Any]) -> bool:
     return (await standing(http, made))["waiting"] > 0
 
@@ -389,15 +469,19 @@ async def test_a_redirect_is_a_failure(http: httpx.AsyncClient, bus: Bus) -> Non
 
 async def test_the_audit_trail_tells_who_made_and_ended_one(http: httpx.AsyncClient) -> None:
     made = await hook(http, "https://example.com/s3cret")
+    await http.post(f"/subscriptions/{made['id']}/rotate")
+    await http.post(f"/subscriptions/{made['id']}/resume")  # changes nothing
     await http.delete(f"/subscriptions/{made['id']}")
 
     async def told() -> list[dict[str, Any]]:
         rows = (await http.get("/audit")).json()
         found = [row for row in rows if row["action"].startswith("subscription.")]
-        return found if len(found) == 2 else []
+        return found if len(found) == 3 else []
 
     rows = await eventually(told)
-    assert {row["action"] for row in rows} == {"subscription.created", "subscription.deleted"}
+    assert {row["action"] for row in rows} == {
+        "subscription.created", "subscription.rotated", "subscription.deleted",
+    }  # fmt: skip
     assert {(row["by"], row["subject"], row["chain"]) for row in rows} == {
         ("tester", f"/subscriptions/{made['id']}", CHAIN)
     }

@@ -31,6 +31,7 @@ from runwire.domain.task import MAX_ID
 from runwire.messaging import subjects
 from runwire.webhooks.delivery import Patience, is_wanted, structured
 
+OLD, NEW = new_secret(), new_secret()
 AT = datetime.fromtimestamp(1614265330, tz=UTC)
 
 
@@ -40,6 +41,18 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw==", "msg_p5jXN8AQM9LWM0D4loKWxJek", AT, b'{"test": 2432232314}'
     )
     assert signed == "v1,/Xy7FLfFISa1TZH7WLT+0x/orG5MlcutAFOpVan3/00="
+
+
+def test_a_former_secret_signs_until_its_time_is_over() -> None:
+    first = Subscription(id="h", kind=SubscriptionKind.WEB_HOOK, chain=1, token="t", created=AT, mark="m", secret=OLD)
+    rotated = subscription.rotate(first, NEW, overlap=timedelta(hours=1), now=AT)
+    both = f"{signature(NEW, 'e', AT, b'x')} {signature(OLD, 'e', AT, b'x')}"
+    assert subscription.signatures(first, "e", AT, b"x") == signature(OLD, "e", AT, b"x")
+    assert subscription.signatures(rotated, "e", AT, b"x") == both
+    later = AT + timedelta(hours=1)
+    assert subscription.signatures(rotated, "e", later, b"x") == signature(NEW, "e", later, b"x")
+    at_once = subscription.rotate(rotated, OLD, overlap=timedelta(0), now=AT)
+    assert (at_once.secret, at_once.previous_secret, at_once.previous_until) == (OLD, None, None)
 
 
 def test_the_receiver_in_the_documentation_knows_what_is_genuine() -> None:
@@ -57,6 +70,8 @@ def test_the_receiver_in_the_documentation_knows_what_is_genuine() -> None:
         }
 
     assert names["is_genuine"](headers(now), body, secret)
+    two = f"{signature(new_secret(), 'e1', now, body)} {signature(secret, 'e1', now, body)}"
+    assert names["is_genuine"](headers(now) | {"webhook-signature": two}, body, secret)
     assert not names["is_genuine"](headers(now), b"{ }", secret)
     assert not names["is_genuine"](headers(now), body, new_secret())
     assert not names["is_genuine"](headers(now) | {"webhook-id": "e2"}, body, secret)

@@ -224,6 +224,18 @@ def get_subscription(terms: Terms, subscription: SubscriptionRef) -> Steps[Subsc
     return Subscription.model_validate_json(answer.content)
 
 
+def rotate_subscription(terms: Terms, subscription: SubscriptionRef, overlap: int) -> Steps[Subscription]:
+    """The web hook with a new secret. Sent again only when it is certain that it had no effect."""
+    call = Call(method="POST", path=f"{_subscription_path(subscription)}/rotate", json={"overlap": overlap})
+    return Subscription.model_validate_json((yield from ask(call, terms, repeatable=False)).content)
+
+
+def resume_subscription(terms: Terms, subscription: SubscriptionRef) -> Steps[Subscription]:
+    """The web hook, in use again."""
+    call = Call(method="POST", path=f"{_subscription_path(subscription)}/resume")
+    return Subscription.model_validate_json((yield from ask(call, terms)).content)
+
+
 def unsubscribe(terms: Terms, subscription: SubscriptionRef) -> Steps[None]:
     """End the subscription."""
     yield from ask(Call(method="DELETE", path=_subscription_path(subscription)), terms, repeatable=False)

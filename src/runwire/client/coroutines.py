@@ -190,6 +190,14 @@ class AsyncClient:
         """One's own subscriptions, and all of the chains that one manages, oldest first."""
         return self._emitted(calls.pages(self._terms, "/subscriptions", Subscription, {"chain": chain}, limit))
 
+    async def rotate_subscription(self, subscription: SubscriptionRef, *, overlap: int = 86_400) -> Subscription:
+        """Give a web hook a new ``secret``; events are signed with both for ``overlap`` seconds."""
+        return await self._returned(calls.rotate_subscription(self._terms, subscription, overlap))
+
+    async def resume_subscription(self, subscription: SubscriptionRef) -> Subscription:
+        """Have events sent again to a web hook whose receiver had said 410 Gone."""
+        return await self._returned(calls.resume_subscription(self._terms, subscription))
+
     async def delete_subscription(self, subscription: SubscriptionRef) -> None:
         """End a subscription, and forget how far it has come."""
         await self._returned(calls.unsubscribe(self._terms, subscription))

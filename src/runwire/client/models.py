@@ -166,6 +166,8 @@ class Subscription(View):
     """Of a web hook: only events of tasks with these actions; none: of all."""
     disabled: AwareDatetime | None
     """When the web hook's receiver said 410 Gone; None: it did not."""
+    previous_until: AwareDatetime | None
+    """Until when events are signed with the former secret, too; None: they are not."""
     from_sequence: int | None
     from_time: AwareDatetime | None
     created: AwareDatetime
@@ -182,7 +184,7 @@ class Subscription(View):
     waiting: int
     """Requests for events that are open: somebody is there."""
     secret: str | None = Field(default=None, repr=False)
-    """What a web hook's events are signed with; known when it has just been made."""
+    """What a web hook's events are signed with; known when it has just been made, or rotated."""
 
 
 class PulledEvent(Event):

@@ -225,6 +225,14 @@ class Client:
         """One's own subscriptions, and all of the chains that one manages, oldest first."""
         return self._emitted(calls.pages(self._terms, "/subscriptions", Subscription, {"chain": chain}, limit))
 
+    def rotate_subscription(self, subscription: SubscriptionRef, *, overlap: int = 86_400) -> Subscription:
+        """Give a web hook a new ``secret``; events are signed with both for ``overlap`` seconds."""
+        return self._returned(calls.rotate_subscription(self._terms, subscription, overlap))
+
+    def resume_subscription(self, subscription: SubscriptionRef) -> Subscription:
+        """Have events sent again to a web hook whose receiver had said 410 Gone."""
+        return self._returned(calls.resume_subscription(self._terms, subscription))
+
     def delete_subscription(self, subscription: SubscriptionRef) -> None:
         """End a subscription, and forget how far it has come."""
         self._returned(calls.unsubscribe(self._terms, subscription))

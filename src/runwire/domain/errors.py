@@ -28,6 +28,7 @@
         IdTaken                 a task with this id exists
         OwnToken                a token cannot shut itself out
         NotACommand             a dead letter that is an event cannot be replayed
+        NotAWebHook             a subscription that is pulled has neither secret nor receiver
         TooManySubscriptions    the token, or the chain, has as many subscriptions as it may
         RateLimited             the token, or the chain, has made too many calls: later
         TooManyOutstanding      the chain has too many runs queued or running: later
@@ -347,6 +348,12 @@ class NotACommand(RequestError):
     """The dead letter is an event that a web hook did not take: it asks for no run."""
 
     code = "not_a_command"
+
+
+class NotAWebHook(RequestError):
+    """A subscription that is pulled has no secret to rotate, and no receiver that could be gone."""
+
+    code = "not_a_web_hook"
 
 
 class TooManySubscriptions(RequestError):

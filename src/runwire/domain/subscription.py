@@ -12,13 +12,13 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from pydantic import AwareDatetime
 
 from runwire.domain.access import TOKEN_ID
-from runwire.domain.task import Model
+from runwire.domain.task import Model, whole_seconds
 
 SLOTS = 10
 """Pull subscriptions that a token may have in a chain: their names stand in its login, whether they exist or not."""
@@ -76,6 +76,10 @@ class Subscription(Model):
     url: str | None = None
     secret: str | None = None
     """What web hooks are signed with; given away once, when it is made."""
+    previous_secret: str | None = None
+    """The secret before the last rotation; None: there was none."""
+    previous_until: AwareDatetime | None = None
+    """Events are signed with it, too, until then."""
     disabled: AwareDatetime | None = None
     """When the receiver said that it is gone for good (410); None: it is in use."""
 
@@ -113,6 +117,25 @@ def owner_of(name: str) -> str | None:
 def new_secret() -> str:
     """A fresh secret for signatures: 256 random bits."""
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def rotate(hook: Subscription, secret: str, *, overlap: timedelta, now: datetime) -> Subscription:
+    """The web hook with another secret; the present one signs beside it for the overlap, one before that no more."""
+    return hook.model_copy(
+        update={
+            "secret": secret,
+            "previous_secret": hook.secret if overlap else None,
+            "previous_until": whole_seconds(now + overlap) if overlap else None,
+        }
+    )
+
+
+def signatures(hook: Subscription, message_id: str, at: datetime, body: bytes) -> str:
+    """The value of ``webhook-signature``: one signature, or two with a space between them while a rotation lasts."""
+    secrets_ = [hook.secret]
+    if hook.previous_until is not None and at < hook.previous_until:
+        secrets_.append(hook.previous_secret)
+    return " ".join(signature(secret or "", message_id, at, body) for secret in secrets_)
 
 
 def signature(secret: str, message_id: str, at: datetime, body: bytes) -> str:

@@ -61,7 +61,7 @@ class AuditView(BaseModel):
         Field(
             description="`task.created`, `.edited`, `.deleted`, `.cancelled`; `token.created`, `.edited`, "
             "`.deactivated`, `.activated`, `.rotated`, `.deleted`; `dead_letter.replayed`, `.deleted`; "
-            "`subscription.created`, `.deleted`; "
+            "`subscription.created`, `.rotated`, `.resumed`, `.deleted`; "
             "`call.refused`."
         ),
     ]

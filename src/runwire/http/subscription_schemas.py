@@ -28,6 +28,8 @@ from runwire.outgoing.url import LONGEST_URL, URL_FORM, checked_url
 LONGEST_DESC = 500
 """Characters of a description."""
 MOST_ACTIONS = 20
+DEFAULT_OVERLAP, LONGEST_OVERLAP = 86_400, 604_800
+"""Seconds that the former secret of a web hook signs beside the new one: a day, a week."""
 UNIQUE: dict[str, JsonValue] = {"uniqueItems": True}
 VARIANT = re.compile(r"^/(pull|web_hook)(?=/|$)")
 
@@ -42,6 +44,7 @@ EXAMPLE_PULL: dict[str, Any] = {
     "url": None,
     "actions": [],
     "disabled": None,
+    "previous_until": None,
     "from_sequence": None,
     "from_time": "2026-05-26T14:35:00Z",
     "created": "2026-05-26T14:40:00Z",
@@ -166,6 +169,19 @@ class SubscriptionBody(RootModel[Annotated[PullBody | WebHookBody, Field(discrim
     )
 
 
+class HookRotationBody(BaseModel):
+    """How the secret of a web hook is exchanged."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"overlap": DEFAULT_OVERLAP}]})
+
+    overlap: Annotated[
+        int,
+        Strict(),
+        Field(ge=0, le=LONGEST_OVERLAP, description="Seconds that events are signed with the old secret, too."),
+        INTEGRAL,
+    ] = DEFAULT_OVERLAP
+
+
 class SubscriptionView(BaseModel):
     """A subscription, and how far it has come."""
 
@@ -182,6 +198,10 @@ class SubscriptionView(BaseModel):
     actions: list[str]
     disabled: Annotated[
         datetime | None, Field(description="When the web hook's receiver said 410 Gone; null: it did not.")
+    ]
+    previous_until: Annotated[
+        datetime | None,
+        Field(description="Until when a web hook's events are signed with its former secret, too; null: they are not."),
     ]
     from_sequence: int | None
     from_time: datetime | None
@@ -219,6 +239,7 @@ def subscription_view(standing: Standing) -> dict[str, Any]:
         "url": subscription.url,
         "actions": list(subscription.actions),
         "disabled": instant(subscription.disabled),
+        "previous_until": instant(subscription.previous_until),
         "from_sequence": subscription.from_sequence,
         "from_time": instant(subscription.from_time),
         "created": instant(subscription.created),

@@ -6,7 +6,8 @@ What somebody else's is looks like what does not exist.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import uuid4
 
@@ -22,13 +23,23 @@ from runwire.domain.errors import (
     InvalidFields,
     MalformedId,
     NotAccepted,
+    NotAWebHook,
     SubscriptionNotFound,
     TooManySubscriptions,
 )
-from runwire.domain.subscription import SUBSCRIPTION_ID, Subscription, chain_of, owner_of
+from runwire.domain.subscription import (
+    SUBSCRIPTION_ID,
+    Subscription,
+    SubscriptionKind,
+    chain_of,
+    new_secret,
+    owner_of,
+    rotate,
+)
 from runwire.domain.task import MAX_ID, whole_seconds
 from runwire.http.body import read_body
 from runwire.http.endpoint import Answer, Endpoint, path_parameter
+from runwire.http.json_body import parse_json
 from runwire.http.lookup import readable_chains
 from runwire.http.paging import PAGING, page_headers
 from runwire.http.query import Page, parse_query
@@ -36,6 +47,7 @@ from runwire.http.schemas import json_bytes
 from runwire.http.services import Services, services
 from runwire.http.subscription_schemas import (
     EXAMPLE_PULL,
+    HookRotationBody,
     NewSubscriptionView,
     SubscriptionBody,
     SubscriptionView,
@@ -123,6 +135,46 @@ async def delete_subscription(request: Request) -> Response:
     return Response(None, 204, {"Cache-Control": "no-store"})
 
 
+async def rotate_secret(request: Request) -> Response:
+    """Give a web hook a new secret; events are signed with both for the overlap. Needs manager."""
+    parts = services(request)
+    name = _name_in(request)
+    principal = await parts.authenticate(request)
+    body = parse_json(await read_body(request) or b"{}", HookRotationBody)
+    secret, now, overlap = new_secret(), datetime.now(UTC), timedelta(seconds=body.overlap)
+    changed = await _change(
+        parts, principal, name, "rotated", lambda hook: rotate(hook, secret, overlap=overlap, now=now)
+    )
+    view = subscription_view(changed) | {"secret": secret}
+    return Response(json_bytes(view), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+async def resume_subscription(request: Request) -> Response:
+    """Send to a web hook again whose receiver had said 410 Gone, from where it stopped. Needs manager."""
+    parts = services(request)
+    name = _name_in(request)
+    principal = await parts.authenticate(request)
+    changed = await _change(parts, principal, name, "resumed", lambda hook: hook.model_copy(update={"disabled": None}))
+    return Response(json_bytes(subscription_view(changed)), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+async def _change(
+    parts: Services, principal: Principal, name: str, what: str, next_version: Callable[[Subscription], Subscription]
+) -> Standing:
+    """Change a web hook, and tell of it. Raises SubscriptionNotFound, NotAWebHook, Draining or NotAccepted."""
+    hook = (await _visible(parts, principal, name)).subscription
+    if hook.kind is not SubscriptionKind.WEB_HOOK:
+        raise NotAWebHook("A subscription that is pulled has neither a secret nor a receiver.")
+    if parts.draining:
+        raise Draining("This adapter is stopping; try again.")
+    changed = await subscriptions.change(parts.bus, name, next_version)
+    if changed is None:
+        raise SubscriptionNotFound(f"There is no subscription {name}.")
+    if changed.subscription != hook:
+        await parts.refusals.record(_deed(hook, principal, what))
+    return changed
+
+
 async def _visible(parts: Services, principal: Principal, name: str) -> Standing:
     """The subscription, if the principal may see it: then it may end it, too. Raises SubscriptionNotFound."""
     standing = await subscriptions.find(parts.bus, name) if _may_see(principal, name) else None
@@ -187,5 +239,17 @@ ENDPOINTS = (
         parameters=(SUBSCRIPTION_PARAMETER,),
         answers={204: Answer(text="It is no more.")},
         problems=(SubscriptionNotFound, Draining),
+    ),
+    Endpoint(
+        method="POST", path=f"{PATH}/{{subscription}}/rotate", handle=rotate_secret, tag="events",
+        parameters=(SUBSCRIPTION_PARAMETER,), body=HookRotationBody, body_required=False,
+        answers={200: Answer(text="The new secret, which is shown this once.", model=NewSubscriptionView)},
+        problems=(SubscriptionNotFound, NotAWebHook, NotAccepted, Draining),
+    ),
+    Endpoint(
+        method="POST", path=f"{PATH}/{{subscription}}/resume", handle=resume_subscription, tag="events",
+        parameters=(SUBSCRIPTION_PARAMETER,),
+        answers={200: Answer(text="The web hook, which is in use.", model=SubscriptionView)},
+        problems=(SubscriptionNotFound, NotAWebHook, NotAccepted, Draining),
     ),
 )  # fmt: skip

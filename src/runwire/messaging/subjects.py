@@ -67,6 +67,8 @@ SUBSCRIPTION_CHANGES = f"$JS.EVENT.ADVISORY.CONSUMER.*.{EVENTS}.*"
 """Where the broker tells which consumers of EVENTS come and go."""
 ROLL_CALL = "tasks.wrk.call"
 """A request here is answered by every worker (core NATS, nothing is stored)."""
+HOOK_CHANGES = "tasks.wrk.hooks"
+"""Workers are told here which web hook has changed (core NATS, nothing is stored): the broker does not tell."""
 
 LOGINS = "$SYS.REQ.USER.AUTH"
 """Where the broker asks whether to let a client in."""

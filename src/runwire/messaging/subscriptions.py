@@ -105,15 +105,47 @@ async def delete(bus: Bus, subscription_id: str) -> bool:
         return False
 
 
+async def change(
+    bus: Bus, subscription_id: str, next_version: Callable[[Subscription], Subscription]
+) -> Standing | None:
+    """Change a web hook, and tell the workers; None: it is gone. ``next_version`` may be called several times.
+
+    The broker has no condition for this, so it is looked at whether the change has stayed. Raises NotAccepted: it may
+    or may not have been made; or what ``next_version`` raises, or one of UNAVAILABLE while it looks.
+    """
+    for _ in range(TRIES):
+        try:
+            info = await bus.js.consumer_info(subjects.EVENTS, subscription_id)
+        except NotFoundError:
+            return None
+        standing = _standing(info)
+        if standing is None:
+            return None
+        wanted = next_version(standing.subscription)
+        if wanted == standing.subscription:
+            return standing
+        metadata = {subjects.SUBSCRIPTION: wanted.model_dump_json(exclude_none=True)}
+        try:
+            await _request(bus, info.config.evolve(metadata=metadata), action="update")
+            changed = await find(bus, subscription_id)
+        except UNAVAILABLE:
+            continue
+        except APIError as error:
+            raise NotAccepted(f"The broker refused the change: {error.description}.") from None
+        if changed is not None and changed.subscription == wanted:
+            await bus.nc.publish(subjects.HOOK_CHANGES, subscription_id.encode())
+            return changed
+    raise NotAccepted("The broker did not confirm the change in time; it may or may not have been made.")
+
+
 async def disable(bus: Bus, subscription_id: str, *, now: datetime) -> None:
-    """Note that the web hook's receiver is gone for good. May be repeated. Raises APIError or one of UNAVAILABLE."""
-    info = await bus.js.consumer_info(subjects.EVENTS, subscription_id)
-    standing = _standing(info)
-    if standing is None or standing.subscription.disabled is not None:
-        return
-    noted = standing.subscription.model_copy(update={"disabled": whole_seconds(now)})
-    metadata = {subjects.SUBSCRIPTION: noted.model_dump_json(exclude_none=True)}
-    await _request(bus, info.config.evolve(metadata=metadata), action="update")
+    """Note that the web hook's receiver is gone for good. May be repeated. Raises NotAccepted or one of UNAVAILABLE."""
+    gone = whole_seconds(now)
+    await change(
+        bus,
+        subscription_id,
+        lambda found: found if found.disabled else found.model_copy(update={"disabled": gone}),
+    )
 
 
 def _free_name(wanted: Subscription, taken: list[str]) -> str:

@@ -19,7 +19,7 @@ import httpcore
 from pydantic_core import from_json
 
 from runwire import __version__
-from runwire.domain.subscription import Subscription, signature
+from runwire.domain.subscription import Subscription, signatures
 from runwire.messaging import subjects
 from runwire.outgoing.exchange import Exchange, Request
 from runwire.outgoing.guard import Forbidden
@@ -121,7 +121,7 @@ def _request(subscription: Subscription, event_id: str, body: bytes, at: datetim
             ("Content-Type", CONTENT_TYPE),
             ("webhook-id", event_id),
             ("webhook-timestamp", str(int(at.timestamp()))),
-            ("webhook-signature", signature(subscription.secret or "", event_id, at, body)),
+            ("webhook-signature", signatures(subscription, event_id, at, body)),
         ),
         content=body,
     )

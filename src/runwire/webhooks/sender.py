@@ -22,6 +22,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 
 from runwire.domain.addresses import parse_exceptions
+from runwire.domain.errors import NotAccepted
 from runwire.domain.subscription import HOOK_NAME, Subscription
 from runwire.messaging import deadletters, subjects, subscriptions
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -52,8 +53,11 @@ SETTLING = 0.1
 """Seconds that changes are waited for before looking: they come in swarms."""
 LAST_WORDS = 2.0
 """Seconds that a stopping worker waits for receivers at most: its runs need the rest of its time."""
-AFTER_GONE = 3600.0
-"""Seconds after which an event comes again whose receiver is gone, if anybody asks for it then."""
+AFTER_GONE = 60.0
+"""Seconds after which an event comes again whose receiver is gone, if anybody asks for it then: longer than requests
+stand open."""
+LOOKED_AT = 32
+"""Hooks that are looked at again in each round, whether anybody told of a change or not."""
 
 
 @dataclass
@@ -84,7 +88,8 @@ class WebHooks:
         self._by_number: dict[int, Hook] = {}
         self._made = 0
         self._changed = asyncio.Event()
-        self._advisories: BusSubscription | None = None
+        self._told: list[BusSubscription] = []
+        self._stale: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[None]] = set()
@@ -94,7 +99,11 @@ class WebHooks:
         """Begin to send."""
         await self._requests.start()
         self._bus.on_reconnect.append(self._begin_anew)
-        self._advisories = await self._bus.nc.subscribe(subjects.SUBSCRIPTION_CHANGES, cb=self._note_change)
+        for subject, note in (
+            (subjects.SUBSCRIPTION_CHANGES, self._note_change),
+            (subjects.HOOK_CHANGES, self._note_stale),
+        ):
+            self._told.append(await self._bus.nc.subscribe(subject, cb=note))
         self._changed.set()
         self._keeper = asyncio.create_task(self._keep())
 
@@ -105,9 +114,9 @@ class WebHooks:
             self._bus.on_reconnect.remove(self._begin_anew)
         if self._keeper is not None:
             self._keeper.cancel()
-        if self._advisories is not None:
+        for told in self._told:
             with suppress(NatsError):
-                await self._advisories.unsubscribe()
+                await told.unsubscribe()
         await self._requests.stop()
         if self._sending:
             await asyncio.wait(self._sending, timeout=self._grace)
@@ -121,12 +130,18 @@ class WebHooks:
         if HOOK_NAME.fullmatch(advisory.subject.rpartition(".")[2]):
             self._changed.set()
 
+    async def _note_stale(self, note: Msg) -> None:
+        self._stale.add(note.data.decode(errors="replace"))
+        self._changed.set()
+
     async def _keep(self) -> None:
         """Know the hooks, for as long as the worker runs."""
         while True:
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(ROUND * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
                     await self._changed.wait()
+            except TimeoutError:
+                self._stale.update([*self._hooks][:LOOKED_AT])  # those that were looked at longest ago
             await asyncio.sleep(SETTLING)
             self._changed.clear()
             try:
@@ -138,14 +153,24 @@ class WebHooks:
         there = await subscriptions.hooks(self._bus)
         for name in self._hooks.keys() - there:
             self._drop(self._hooks[name])
-        for name in there - self._hooks.keys():
+        stale = (self._stale & there) | (there - self._hooks.keys())
+        self._stale.clear()
+        self._stale |= stale  # until each has been looked at: the broker may go away meanwhile
+        for name in stale:
             standing = await subscriptions.find(self._bus, name)
+            self._stale.discard(name)
             if standing is not None:
-                self._add(standing.subscription)
+                self._know(standing.subscription)
         for hook in self._hooks.values():
             self._refill(hook)
 
-    def _add(self, subscription: Subscription) -> None:
+    def _know(self, subscription: Subscription) -> None:
+        """Have the hook as it is now, behind all others."""
+        known = self._hooks.pop(subscription.id, None)
+        if known is not None:
+            known.subscription, known.open = subscription, subscription.disabled is None
+            self._hooks[subscription.id] = known
+            return
         self._made += 1
         hook = Hook(subscription, self._made, open=subscription.disabled is None)
         self._hooks[subscription.id] = self._by_number[hook.number] = hook
@@ -160,6 +185,7 @@ class WebHooks:
     async def _begin_anew(self) -> None:
         """The broker is back, and has forgotten all requests."""
         self._requests.forget()
+        self._stale.update(self._hooks)
         for hook in self._hooks.values():
             hook.asked = 0
         self._changed.set()
@@ -206,7 +232,7 @@ class WebHooks:
         except asyncio.CancelledError:
             await _quietly(message.nak())
             raise
-        except (*UNAVAILABLE, NatsError, JetStreamError) as error:
+        except (*UNAVAILABLE, NatsError, JetStreamError, NotAccepted) as error:
             log.info("left to redelivery: %r", error, extra={"action": "interrupted"})
         except Exception:
             log.exception("left to redelivery: event for %s", hook.subscription.id, extra={"action": "broken"})
