@@ -13,10 +13,16 @@ import pytest
 
 from runwire.app import App, Context
 from runwire.domain import trace
+from runwire.domain.addresses import parse_exceptions
 from runwire.domain.lifecycle import Change
 from runwire.messaging.broker import Bus
+from runwire.outgoing.exchange import Exchange
+from runwire.outgoing.guard import Guard
 from runwire.settings import Settings
-from tests.support import CHAIN, adapter, ended, history, make_task, worker
+from runwire.webhooks.delivery import Patience
+from runwire.webhooks.sender import WebHooks
+from tests.integration.test_http_action import reply, site
+from tests.support import CHAIN, adapter, ended, eventually, history, make_task, worker
 
 ID, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT, STATE = f"00-{ID}-{SPAN}-01", 'rojo="50%",congo=t61 rcWkgMzE'
@@ -133,3 +139,27 @@ async def test_a_queued_run_shows_its_trace_and_an_edit_is_no_part_of_it(bus: Bu
     assert [event.get("tracestate") for event in shown] == [None, STATE, None]
     assert ["traceparent" in event for event in shown] == [False, True, False]
     assert shown[1]["data"]["run"]["trace_id"] == ID
+
+
+async def test_each_request_to_a_web_hook_is_a_span_below_the_runs(world: World) -> None:
+    exchange = Exchange(Guard(parse_exceptions("127.0.0.1/32")))
+    hooks = WebHooks(world.bus, patience=Patience(first=0.05, longest=0.1), exchange=exchange)
+    await hooks.start()
+    async with site(reply(503), reply(200)) as there:
+        body = {"kind": "web_hook", "chain": CHAIN, "url": there.url, "codes": ["done", "edited"]}
+        assert (await world.http.post("/subscriptions", json=body)).status_code == 201
+        await world.http.post("/tasks/1/execute", headers=IN_TRACE)
+        await eventually(lambda: len(there.requests) == 2)
+        await world.http.patch("/tasks/1", json={"desc": "another"})
+        await eventually(lambda: len(there.requests) == 3)
+        await hooks.stop()
+    first, again, edited = there.requests
+    event = json.loads(first.body)
+    of_run = world.seen[0].traceparent
+    assert (event["traceparent"], event["tracestate"]) == (of_run, STATE)
+    sent = [request.headers["traceparent"] for request in (first, again)]
+    assert len({*sent, of_run, PARENT}) == 4
+    for request in (first, again):
+        mine = trace.parse(request.headers["traceparent"], request.headers["tracestate"])
+        assert (mine.id, mine.state) == (ID, STATE)
+    assert not {name for name in edited.headers if "trace" in name}

@@ -60,10 +60,13 @@ def parse(parent: str | None, state: str | None = None) -> Trace | None:
 
 def of_run(asked: Trace | None, run: str) -> Trace | None:
     """The run's own place in the trace in which it was asked for."""
-    if asked is None:
-        return None
-    span = hashlib.sha256(f"{asked.parent} {run}".encode()).hexdigest()[:16]
-    return Trace(parent=f"{asked.parent[:36]}{span}{asked.parent[52:]}", state=asked.state)
+    return None if asked is None else child(asked, run)
+
+
+def child(parent: Trace, name: str) -> Trace:
+    """A span below another one; the same name gives the same span."""
+    span = hashlib.sha256(f"{parent.parent} {name}".encode()).hexdigest()[:16]
+    return Trace(parent=f"{parent.parent[:36]}{span}{parent.parent[52:]}", state=parent.state)
 
 
 def _state(given: str | None) -> str | None:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import GONE, responses
 from typing import Any
+from urllib.parse import unquote
 
 import httpcore
 from pydantic_core import from_json
 
 from runwire import __version__
+from runwire.domain import trace
 from runwire.domain.subscription import Subscription, signatures
 from runwire.messaging import subjects
 from runwire.outgoing.exchange import Exchange, Request
@@ -80,7 +82,7 @@ def structured(headers: Mapping[str, str], payload: bytes, sequence: int) -> byt
 
     ``sequence`` is its place in EVENTS (an extension of CloudEvents, which wants it as text).
     """
-    attributes: dict[str, Any] = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")}
+    attributes: dict[str, Any] = {name[3:]: unquote(headers[name]) for name in headers if name.startswith("ce-")}
     attributes["sequence"] = str(sequence)
     return json.dumps(attributes).encode()[:-1] + b', "data": ' + payload + b"}"
 
@@ -92,12 +94,13 @@ async def deliver(
     body: bytes,
     *,
     seconds: float,
+    trace_headers: Mapping[str, str] | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Verdict:
     """Send it once. Redirects are not followed: a receiver that has moved says so to its owner."""
     try:
         async with asyncio.timeout(seconds):
-            request = _request(subscription, event_id, body, clock())
+            request = _request(subscription, event_id, body, clock(), trace_headers or {})
             response = await exchange.fetch(request, redirects=0, most=0, is_expected=lambda _status: False)
     except TimeoutError:
         return Failed(f"no answer within {seconds:g} s")
@@ -112,7 +115,9 @@ async def deliver(
     return Failed(f"{response.status} {responses.get(response.status, '')}".strip())
 
 
-def _request(subscription: Subscription, event_id: str, body: bytes, at: datetime) -> Request:
+def _request(
+    subscription: Subscription, event_id: str, body: bytes, at: datetime, trace_headers: Mapping[str, str]
+) -> Request:
     return Request(
         method="POST",
         url=checked_url(subscription.url or ""),
@@ -122,9 +127,16 @@ def _request(subscription: Subscription, event_id: str, body: bytes, at: datetim
             ("webhook-id", event_id),
             ("webhook-timestamp", str(int(at.timestamp()))),
             ("webhook-signature", signatures(subscription, event_id, at, body)),
+            *trace_headers.items(),
         ),
         content=body,
     )
+
+
+def trace_headers_of(headers: Mapping[str, str], subscription: str, attempt: int) -> dict[str, str]:
+    """Headers of a try to send the event in a message of EVENTS: a span of its own below the run's, if that has one."""
+    of_run = trace.parse(headers.get(subjects.TRACE_PARENT), headers.get(subjects.TRACE_STATE))
+    return {} if of_run is None else trace.child(of_run, f"{subscription} {event_id_of(headers)} {attempt}").headers()
 
 
 def event_id_of(headers: Mapping[str, str]) -> str:

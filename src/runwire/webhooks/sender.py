@@ -39,6 +39,7 @@ from runwire.webhooks.delivery import (
     event_id_of,
     is_wanted,
     structured,
+    trace_headers_of,
 )
 
 log = logging.getLogger("runwire.webhooks")
@@ -246,9 +247,11 @@ class WebHooks:
             return Delivered()
         headers = message.headers or {}
         body = structured(headers, message.data, message.metadata.sequence.stream)
+        attempt = message.metadata.num_delivered or 1
         return await deliver(
-            self._exchange, hook.subscription, event_id_of(headers), body, seconds=self._patience.seconds
-        )
+            self._exchange, hook.subscription, event_id_of(headers), body, seconds=self._patience.seconds,
+            trace_headers=trace_headers_of(headers, hook.subscription.id, attempt),
+        )  # fmt: skip
 
     async def _settle(self, hook: Hook, message: Msg, verdict: Verdict) -> None:
         name, attempt = hook.subscription.id, message.metadata.num_delivered or 1
