@@ -14,7 +14,7 @@ from runwire.domain.access import AccessLevel, TokenKind
 from runwire.messaging import tokens
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
-from tests.support import CHAIN, adapter, eventually
+from tests.support import CHAIN, adapter, eventually, grant
 
 BODY = {"chain": CHAIN, "desc": "a task", "target": {"action": "noop"}, "trigger": {}}
 
@@ -100,3 +100,24 @@ async def test_outstanding_runs_over_the_limit_are_told(settings: Settings, bus:
         assert [answer.status_code for answer in answers] == [202, 429]
         (row,) = await rows(http, of=1, action="call.refused")
     assert (row["chain"], row["by"], row["detail"]["code"]) == (CHAIN, "tester", "too_many_outstanding")
+
+
+async def test_who_looks_for_somebody_elses_subscription_is_told(http: httpx.AsyncClient, bus: Bus) -> None:
+    made = (await http.post("/subscriptions", json={"kind": "pull", "chain": CHAIN})).json()["id"]
+    looking = [await grant(bus, token_id="colleague"), await grant(bus, 2000, AccessLevel.MANAGER, token_id="stranger")]
+    for token, secret in looking:
+        headers = {"Authorization": f"Bearer {token}:{secret}"}
+        for call in (
+            http.get(f"/subscriptions/{made}", headers=headers),
+            http.delete(f"/subscriptions/{made}", headers=headers),
+            http.get("/subscriptions/sub-1764-1-nobody", headers=headers),
+        ):
+            assert (await call).status_code == 404
+    found = await rows(http, of=4, action="call.refused")
+    assert {(row["chain"], row["by"], row["detail"]["method"], row["detail"]["code"]) for row in found} == {
+        (CHAIN, token, method, "subscription_not_found")
+        for token in ("colleague", "stranger")
+        for method in ("GET", "DELETE")
+    }
+    assert sum(row["detail"]["count"] for row in found) == 4, "nothing is told of what is not there"
+    assert made not in str(found)

@@ -226,9 +226,13 @@ class DeadLetterNotFound(RequestError):
 
 
 class SubscriptionNotFound(RequestError):
-    """No such subscription, or one of somebody else."""
+    """No such subscription for this token; the same when it is somebody else's, of this ``chain``."""
 
     code = "subscription_not_found"
+
+    def __init__(self, message: str, *, chain: int | None = None) -> None:
+        super().__init__(message)
+        self.chain = chain
 
 
 class ProblemNotFound(RequestError):

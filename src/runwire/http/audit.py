@@ -10,7 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runwire.domain.access import AccessToken
-from runwire.domain.errors import DeadLetterNotFound, Forbidden, RequestError, TaskNotFound, Unauthenticated
+from runwire.domain.errors import (
+    DeadLetterNotFound,
+    Forbidden,
+    RequestError,
+    SubscriptionNotFound,
+    TaskNotFound,
+    Unauthenticated,
+)
 from runwire.domain.task import MAX_ID
 from runwire.http.access_tokens import managed_chains
 from runwire.http.auth import NAMED_TOKEN
@@ -115,7 +122,7 @@ def _is_told(error: RequestError) -> bool:
     match error:
         case Unauthenticated(attempted=attempted):
             return attempted
-        case TaskNotFound(chain=chain) | DeadLetterNotFound(chain=chain):
+        case TaskNotFound(chain=chain) | DeadLetterNotFound(chain=chain) | SubscriptionNotFound(chain=chain):
             return chain is not None
     return isinstance(error, Forbidden) or TABLE[type(error)][0] == TOO_MANY
 

@@ -177,9 +177,10 @@ async def _change(
 
 async def _visible(parts: Services, principal: Principal, name: str) -> Standing:
     """The subscription, if the principal may see it: then it may end it, too. Raises SubscriptionNotFound."""
-    standing = await subscriptions.find(parts.bus, name) if _may_see(principal, name) else None
-    if standing is None:
-        raise SubscriptionNotFound(f"There is no subscription {name}.")
+    standing = None if chain_of(name) is None else await subscriptions.find(parts.bus, name)
+    if standing is None or not _may_see(principal, name):
+        chain = None if standing is None else standing.subscription.chain
+        raise SubscriptionNotFound(f"There is no subscription {name}.", chain=chain)
     return standing
 
 
