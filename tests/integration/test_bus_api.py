@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from runwire.app import App, Context
+from runwire.client.bus import BusClient
 from runwire.domain.access import AccessLevel
 from runwire.http import bus as bus_door
 from runwire.messaging import subjects, tokens
@@ -176,6 +177,24 @@ async def test_what_does_not_fit_is_a_problem(callers: dict[str, Caller]) -> Non
         subject = subjects.api(CHAIN, manager.token, f"tasks.{call}")
         problem = json.loads((await manager.nc.request(subject, payload, timeout=10)).data)
         assert (problem["status"], problem["code"]) == expected, (call, payload)
+
+
+async def test_a_reply_that_fits_into_no_message_is_a_problem(
+    callers: dict[str, Caller], bus: Bus, broker: Broker
+) -> None:
+    for task in range(1, 71):
+        await make_task(bus, task=task, text="x" * 15_000)
+    manager = callers["manager"]
+    await eventually(lambda: _total(manager, 71), what="all are listed")
+    assert await manager.refused("list", limit=100) == (413, "reply_too_large")
+    assert len(json.loads((await manager.ask("list", limit=50)).data)) == 50
+    token, secret = await grant(bus)
+    async with BusClient(CHAIN, url=broker.bus_url, token=f"{token}:{secret}") as client:
+        assert [task.id async for task in client.list()][:70] == [*range(1, 71)]
+
+
+async def _total(caller: Caller, count: int) -> bool:
+    return (await caller.ask("list", limit=1)).headers["X-Total-Count"] == str(count)
 
 
 # --- the same rights -----------------------------------------------------------------------------------------

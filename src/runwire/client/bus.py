@@ -42,7 +42,7 @@ TIMEOUT = 10.0
 PING_INTERVAL = 10
 """Seconds between two pings; two unanswered ones close the connection (nats-py's own 120 s is long)."""
 PAGE = 100
-"""Tasks that are asked for at once: a reply has to fit into one message."""
+"""Tasks that are asked for at once; fewer, when they do not fit into a message."""
 PULL_SECONDS = 10.0
 """How long one request for events stands open."""
 BUSY = frozenset({10071, 10077})
@@ -188,13 +188,21 @@ class BusClient:
         self, *, status: str | None = None, action: str | None = None, campaign_id: int | None = None
     ) -> AsyncIterator[Task]:
         """The tasks of the chain, sorted by id, page by page as they are taken."""
-        asked = {"status": status, "action": action, "campaign_id": campaign_id, "chain": self.chain, "limit": PAGE}
-        for offset in range(0, 1 << 62, PAGE):
-            rows = (await self._ask("list", {**asked, "offset": offset})).json()
+        asked = {"status": status, "action": action, "campaign_id": campaign_id, "chain": self.chain}
+        offset, size = 0, PAGE
+        while True:
+            try:
+                rows = (await self._ask("list", {**asked, "limit": size, "offset": offset})).json()
+            except Problem as problem:
+                if problem.code != "reply_too_large" or size == 1:
+                    raise
+                size //= 2
+                continue
             for row in rows:
                 yield Task.model_validate(row)
-            if len(rows) < PAGE:
+            if len(rows) < size:
                 return
+            offset += size
 
     async def create(
         self,

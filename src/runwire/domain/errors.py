@@ -28,6 +28,7 @@
         IdTaken                 a task with this id exists
         OwnToken                a token cannot shut itself out
         NotACommand             a dead letter that is an event cannot be replayed
+        ReplyTooLarge           on the bus: what was asked for does not fit into a message
         NotAWebHook             a subscription that is pulled has neither secret nor receiver
         TooManySubscriptions    the token, or the chain, has as many subscriptions as it may
         RateLimited             the token, or the chain, has made too many calls: later
@@ -352,6 +353,12 @@ class NotACommand(RequestError):
     """The dead letter is an event that a web hook did not take: it asks for no run."""
 
     code = "not_a_command"
+
+
+class ReplyTooLarge(RequestError):
+    """On the bus: the answer does not fit into a message of the broker."""
+
+    code = "reply_too_large"
 
 
 class NotAWebHook(RequestError):

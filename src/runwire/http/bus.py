@@ -38,7 +38,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from runwire import __version__
-from runwire.domain.errors import MalformedBody, RequestError, TooManyConnections
+from runwire.domain.errors import MalformedBody, ReplyTooLarge, RequestError, TooManyConnections
 from runwire.http import cancel, execute, problems, tasks
 from runwire.http.auth import CALLER, Caller
 from runwire.http.endpoint import Endpoint
@@ -48,6 +48,8 @@ from runwire.messaging.broker import UNAVAILABLE, Bus
 
 log = logging.getLogger("runwire.http")
 
+HEADERS = 16_384
+"""Bytes of a reply that are kept for its headers."""
 QUEUE = "runwire-api"
 """The group of all adapters."""
 MOST_CALLS = 1000
@@ -185,6 +187,11 @@ class BusDoor:
         except Exception:  # passed on by the app after it has been logged and answered
             if not answer.body:
                 log.exception("%s %s", operation.endpoint.method, scope["path"], extra={"action": "unexpected"})
+        if len(answer.body) > self._bus.nc.max_payload - HEADERS:
+            answer = Answer()
+            too_large = ReplyTooLarge("The answer does not fit into a message; ask for less at once.")
+            request = Request({**scope, "app": self._app})
+            await (await problems.answer(request, too_large))(scope, _receiver(b""), _sender(answer))
         return answer
 
     def _stats(self, endpoint: EndpointStats) -> dict[str, int]:

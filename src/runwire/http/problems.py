@@ -46,6 +46,7 @@ TABLE: dict[type[RequestError], tuple[int, str]] = {
     errors.IdTaken: (409, "Id is taken"),
     errors.OwnToken: (409, "Your own token"),
     errors.NotACommand: (409, "Not a command"),
+    errors.ReplyTooLarge: (413, "Reply too large"),
     errors.NotAWebHook: (409, "Not a web hook"),
     errors.TooManySubscriptions: (409, "Too many subscriptions"),
     errors.Stale: (412, "Task has changed"),
