@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -28,7 +29,7 @@ from runwire.client import bus as client_bus
 from runwire.client.bus import BusClient
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import Fail, SetupError
-from runwire.messaging import streams, subjects
+from runwire.messaging import callout, streams, subjects
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from tests.support import (
@@ -308,3 +309,19 @@ async def test_the_broker_on_this_machine_is_found(
         runwire.BusClient(CHAIN)
     with pytest.raises(ValueError, match="ID:SECRET"):
         runwire.BusClient(CHAIN, token="nonsense")
+
+
+@refused_reconnections
+async def test_a_login_that_is_over_is_made_again(
+    http: httpx.AsyncClient, bus: Bus, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await grant(bus, level=AccessLevel.MANAGER)
+    with monkeypatch.context() as patched:
+        patched.setattr(callout, "LIFETIME", timedelta(seconds=3))
+        client = await client_of(broker, *token).__aenter__()
+    async with client.events(code="ready") as made:
+        coming = asyncio.create_task(the_next(made))
+        await eventually(lambda: client.nats.stats["reconnects"] > 0, what="it has logged in again")
+        await client.create(target={"action": "noop"}, id=5)
+        assert (await coming).task.id == 5
+    await client.__aexit__()

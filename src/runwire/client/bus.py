@@ -47,6 +47,8 @@ PULL_SECONDS = 10.0
 """How long one request for events stands open."""
 BUSY = frozenset({10071, 10077})
 """The broker's error codes for: the task has a command already. The second also means: the stream is full."""
+LOGIN_IS_OVER = "authentication expired"
+"""What the broker says before it closes a connection that has to log in again."""
 FULL = "maximum bytes"
 """What tells a full stream from a busy task in the broker's description."""
 
@@ -79,7 +81,7 @@ class BusClient:
 
     async def __aenter__(self) -> Self:
         """Connect. Raises NotLetIn, or NoAnswer when nothing listens there, after ``timeout`` seconds of trying."""
-        self.nats = NatsClient()
+        self.nats = _Connection()
         try:
             async with asyncio.timeout(self._timeout):
                 await self.nats.connect(
@@ -320,6 +322,16 @@ class BusClient:
             waiting.discard(denied)
             if not waiting:
                 self._denied.pop(subject, None)
+
+
+class _Connection(NatsClient):
+    """nats-py, but for one thing: it gives up for good when its login is over, which is after some hours."""
+
+    async def _process_err(self, err_msg: str) -> None:
+        if LOGIN_IS_OVER in err_msg.lower():
+            await self._process_op_err(nats.errors.StaleConnectionError())
+        else:
+            await super()._process_err(err_msg)
 
 
 def _id_of(task: TaskRef) -> int:
