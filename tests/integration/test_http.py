@@ -599,6 +599,7 @@ async def test_health_needs_no_token(http: httpx.AsyncClient) -> None:
         assert (await anonymous.get("/readyz")).json() == {"status": "ok"}
         verbose = (await anonymous.get("/readyz?verbose")).json()
         assert verbose["checks"]["broker"] == "ok"
+        assert verbose["waiting"] == 0
         assert (await anonymous.get("/docs")).status_code == 200
 
 

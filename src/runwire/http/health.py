@@ -29,6 +29,7 @@ class HealthView(BaseModel):
         None
     )
     warnings: list[str] | None = None
+    waiting: Annotated[int | None, Field(description="With `?verbose`: calls that wait for the end of a run.")] = None
 
 
 async def livez(_request: Request) -> Response:
@@ -45,6 +46,7 @@ async def readyz(request: Request) -> Response:
     body: dict[str, object] = {"status": "failed" if failed else "ok"}
     if verbose is not None:
         body["checks"] = {name: wrong or "ok" for name, wrong in found.items()}
+        body["waiting"] = len(parts.waiters)
         if parts.pressure.share >= 0.8:  # noqa: PLR2004 - four fifths: time to act
             body["warnings"] = [f"{parts.pressure.fullest} is {parts.pressure.share:.0%} full"]
     return JSONResponse(body, 503 if failed else 200, {"Cache-Control": "no-store"})
