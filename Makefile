@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants clean
+.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants soak clean
 
 install: $(INSTALLED)
 
@@ -64,6 +64,10 @@ chaos: install
 # Breaks the system in every known way; `make chaos` has to notice each.
 mutants: install
 	@$(VENV)/bin/python -m tests.chaos.mutants $(MUTANTS_OPTIONS)
+
+# Calls and faults for an hour, and nothing grows; e.g. SOAK_OPTIONS="--minutes 15", or "--hours 12".
+soak: install
+	@$(VENV)/bin/python -m tests.chaos.soak $(SOAK_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

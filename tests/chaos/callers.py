@@ -38,12 +38,15 @@ RECENT = 8
 class Callers:
     """Everybody who calls, as tasks of one event loop."""
 
-    def __init__(self, stack: Stack, chain: int, tasks: list[int], seed: int, note: Callable[[Call], None]) -> None:
-        """``tasks``: those that are called; ``note`` is given every call."""
+    def __init__(
+        self, stack: Stack, chain: int, tasks: list[int], seed: int, note: Callable[[Call], None], *, pause: float = 0.1
+    ) -> None:
+        """``tasks``: those that are called; ``note`` is given every call; ``pause``: seconds between two, at most."""
         self._stack = stack
         self._chain = chain
         self._tasks = tasks
         self._dice = random.Random(seed)
+        self._pause = pause
         self._note = note
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -84,7 +87,7 @@ class Callers:
             wait = 0.0 if self._dice.random() < 0.1 else WAIT
             query = self._dice.choice(["", "", "?if_running=join", "?if_running=queue"])
             await self._until_known(task, key, wait, query)
-            await asyncio.sleep(self._dice.uniform(0, 0.1))
+            await asyncio.sleep(self._dice.uniform(0, self._pause))
 
     async def _until_known(self, task: int, key: str | None, wait: float, query: str) -> None:
         """Call, and again as long as nothing is known; once only without a key."""

@@ -192,7 +192,7 @@ class _Checker:
         for event_id, count in ids.items():
             if count > 1 or not event_id:
                 self._bad(Rule.TRANSITION, f"{count} events have the id {event_id!r}")
-        before = 0
+        before = self._plan.after
         for step in self._steps:
             if step.sequence != before + 1:
                 self._bad(Rule.WRITE_LOST, f"after event {before} comes {step.sequence}")
@@ -390,7 +390,7 @@ class _Checker:
                 if different:
                     sample = ", ".join(different[:3])
                     self._bad(Rule.READ_MODEL, f"{model}: {len(different)} rows of {table} differ, such as {sample}")
-        if not rebuilt:
+        if not rebuilt or not self._steps:
             return
         living = {task for task, steps in self._by_task.items() if steps[-1].change != "deleted"}
         wanted = {
@@ -412,6 +412,7 @@ class _Checker:
             self.figures.settled = rest.after
             for what, count in (
                 ("commands", rest.commands), ("alarms", rest.alarms), ("unacknowledged commands", rest.unacknowledged),
+                ("waiting calls", rest.waiting),
             ):  # fmt: skip
                 if count:
                     self._bad(Rule.REST, f"{count} {what} are left")

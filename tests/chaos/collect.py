@@ -47,9 +47,9 @@ async def _rest(bus: Bus, since: float) -> Rest:
     )
 
 
-async def events(bus: Bus) -> AsyncIterator[Event]:
-    """Every message of EVENTS, in order."""
-    async for message in stretch.read_surely(bus, subjects.EVENTS, [subjects.ALL_EVENTS]):
+async def events(bus: Bus, *, after: int = 0) -> AsyncIterator[Event]:
+    """Every message of EVENTS that comes after a sequence, in order."""
+    async for message in stretch.read_surely(bus, subjects.EVENTS, [subjects.ALL_EVENTS], start=after + 1):
         yield Event(
             sequence=message.metadata.sequence.stream,
             subject=message.subject,

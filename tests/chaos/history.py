@@ -23,6 +23,8 @@ class Plan(Record):
     kind: Literal["plan"] = "plan"
     seed: int
     chain: int
+    after: int = 0
+    """Sequence of the last event of before: that of nothing the history is about."""
     triggers: dict[int, dict[str, Any]] = {}
     """Of the tasks that run by themselves, whose triggers nobody edits."""
     late_after: float = 8.0
@@ -131,6 +133,8 @@ class Rest(Record):
     """Commands that consumers take for being worked on."""
     last_sequence: int
     """Of EVENTS."""
+    waiting: int = 0
+    """Calls that adapters take for waiting."""
 
 
 AnyRecord = Annotated[Plan | Call | Fault | Event | DeadLetter | Execution | Rows | Rest, Field(discriminator="kind")]

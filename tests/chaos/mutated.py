@@ -7,6 +7,7 @@ starts. What is not touched is the system as it is shipped.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from runwire.readmodel import projection
 from runwire.readmodel.projector import Projector
 from runwire.readmodel.waiters import Waiters
 from runwire.worker.consumer import Consumer
+from runwire.worker.executor import Executor
 from runwire.worker.watch import Watch
 
 LATER = 0.05
@@ -137,10 +139,41 @@ MUTANTS: dict[str, Callable[[], None]] = {
 }
 
 
+# --- what no history shows, but a soak ----------------------------------------------------------------
+
+
+def waiters_kept() -> None:
+    """A waiter stays on the list when its call is over."""
+
+    @contextmanager
+    def kept(self: Any, task: int, run: str) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        self._by_run.setdefault((task, run), []).append(future)
+        self._count += 1
+        yield future
+
+    Waiters.registered = kept  # type: ignore[method-assign]
+
+
+def files_kept() -> None:
+    """A worker opens a file for every run, and never closes it."""
+    execute, opened = Executor.execute, []
+
+    async def untidy(self: Any, command: Any) -> Any:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+        return await execute(self, command)
+
+    Executor.execute = untidy  # type: ignore[method-assign]
+
+
+LEAKS: dict[str, Callable[[], None]] = {"waiters-kept": waiters_kept, "files-kept": files_kept}
+"""Mutants that keep every promise, for a while."""
+
+
 def main() -> None:
     """Break it, then start it."""
     mutant = sys.argv.pop(1)
-    MUTANTS[mutant]()
+    (MUTANTS | LEAKS)[mutant]()
     cli.main()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.history import Fault
@@ -31,6 +31,8 @@ SECONDS = {
 ``RUNWIRE_ACK_WAIT`` (1 s) counts as dead. *kill* is SIGKILL, *freeze* SIGSTOP, *stop* SIGTERM; *stall*: nothing passes
 to and from the broker and nobody is told; *throttle*: 12 KiB a second pass; *cut*: its connection is reset."""
 KINDS = tuple(SECONDS)
+ENDING = frozenset({"kill", "stop"})
+"""What a process does not outlive."""
 PAUSE = (0.2, 1.3)
 """Seconds between two faults, from and to."""
 
@@ -46,7 +48,7 @@ class Blow:
     seconds: float
 
 
-def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS) -> list[Blow]:
+def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS, *, pause: tuple[float, float] = PAUSE) -> list[Blow]:
     """The faults of so many seconds: each kind once, in some order, before any of them comes again; once at least."""
     dice = random.Random(seed)
     blows: list[Blow] = []
@@ -57,7 +59,7 @@ def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS) -> list[Blow]:
             dice.shuffle(bag)
         what = bag.pop()
         blow = Blow(
-            pause=dice.uniform(*PAUSE), what=what, whom=dice.randrange(1000), seconds=dice.uniform(*SECONDS[what])
+            pause=dice.uniform(*pause), what=what, whom=dice.randrange(1000), seconds=dice.uniform(*SECONDS[what])
         )
         left -= blow.pause + blow.seconds
         if left < 0 and len(blows) >= len(kinds):
@@ -65,12 +67,17 @@ def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS) -> list[Blow]:
         blows.append(blow)
 
 
-async def strike(stack: Stack, blows: Sequence[Blow], tell: Callable[[Fault], None]) -> None:
-    """Do all that is planned, one after the other; ``tell`` is called with each as it begins."""
+async def strike(
+    stack: Stack, blows: Sequence[Blow], tell: Callable[[Fault], None], *, spared: Collection[str] = ()
+) -> None:
+    """Do all that is planned, one after the other; ``tell`` is called with each as it begins.
+
+    The processes that are ``spared`` are not ended.
+    """
     for blow in blows:
         await asyncio.sleep(blow.pause)
         action, _, role = blow.what.partition(" ")
-        names = stack.named(role)
+        names = [name for name in stack.named(role) if action not in ENDING or name not in spared]
         name = names[blow.whom % len(names)]
         tell(Fault(what=blow.what, whom=name, at=time.time(), seconds=round(blow.seconds, 3)))
         match action:

@@ -73,6 +73,11 @@ class Stack:
         """For a connection of our own, past all proxies."""
         return load(nats_url=self._broker.url, data_dir=self._folder / "rebuilt", store_bytes=STORE_BYTES)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids, by name."""
+        return dict(self._children.pids)
+
     def named(self, role: str) -> list[str]:
         """The processes of a role."""
         return self._names[role]

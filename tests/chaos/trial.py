@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +45,15 @@ class Trial:
     adapters: int = 2
     workers: int = 3
     kinds: Sequence[str] = KINDS
+    pause: tuple[float, float] = nemesis.PAUSE
+    """Seconds between two faults, from and to."""
+    spared: Collection[str] = ()
+    """Processes that are not ended."""
+    call_pause: float = 0.1
+    """Seconds between two calls of a caller over HTTP, at most."""
+    first_task: int = 1
+    after: int = 0
+    """Sequence of the last event of before."""
     longest_runs: Sequence[float] = LONGEST_RUNS
     fewest_per_second: float = 3.0
     """Accepted runs per second of faults, below which the verdict is worth nothing."""
@@ -66,15 +75,32 @@ class Trial:
         return history
 
     async def _run(self, stack: Stack, history: History) -> None:
-        called = [*range(1, self.tasks + 1), *range(self.tasks + 1, self.tasks + 1 + self.scheduled // 2)]
-        callers = Callers(stack, CHAIN, called, self.seed, history.add)
-        for task in range(1, self.tasks + 1):
+        healed = await self.strike(stack, history)
+        bus = await self._connected(stack)
+        try:
+            self.tell("waiting until nothing is left")
+            history.add(await collect.rest(bus, since=healed))
+            await self._collect(stack, bus, history)
+        finally:
+            await bus.broker.stop()
+
+    @property
+    def all_tasks(self) -> range:
+        """The ids of the tasks."""
+        return range(self.first_task, self.first_task + self.tasks + self.scheduled)
+
+    async def strike(self, stack: Stack, history: History) -> float:
+        """Create the tasks, call them while everything is struck, heal; returns when that was: monotonic seconds."""
+        called = list(self.all_tasks[: self.tasks + self.scheduled // 2])
+        callers = Callers(stack, CHAIN, called, self.seed, history.add, pause=self.call_pause)
+        for task in self.all_tasks[: self.tasks]:
             await callers.create(task, self._body(task))
-        blows = nemesis.plan(self.seed, self.seconds, self.kinds)
+        blows = nemesis.plan(self.seed, self.seconds, self.kinds, pause=self.pause)
         history.add(
             Plan(
                 seed=self.seed,
                 chain=CHAIN,
+                after=self.after,
                 triggers=await self._create_scheduled(callers),
                 late_after=LATE_AFTER,
                 fewest_accepted=int(self.seconds * self.fewest_per_second),
@@ -89,17 +115,11 @@ class Trial:
             lasting = f" for {fault.seconds:.1f} s" if fault.seconds else ""
             self.tell(f"{fault.what}{'' if fault.whom == BROKER else ' ' + fault.whom[-1]}{lasting}")
 
-        await nemesis.strike(stack, blows, tell)
+        await nemesis.strike(stack, blows, tell, spared=self.spared)
         healed = time.monotonic()
         self.tell("all is healed; the callers finish")
         await callers.finish()
-        bus = await self._connected(stack)
-        try:
-            self.tell("waiting until nothing is left")
-            history.add(await collect.rest(bus, since=healed))
-            await self._collect(stack, bus, history)
-        finally:
-            await bus.broker.stop()
+        return healed
 
     async def _collect(self, stack: Stack, bus: Bus, history: History) -> None:
         self.tell("reading the streams, rebuilding the read model")
@@ -131,7 +151,7 @@ class Trial:
         end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=int(self.seconds) + 2)
         triggers: dict[int, dict[str, Any]] = {}
         for number in range(self.scheduled):
-            task = self.tasks + 1 + number
+            task = self.all_tasks[self.tasks + number]
             triggers[task] = {
                 "every": 1 + number % 3,
                 "end": end.isoformat().replace("+00:00", "Z"),

@@ -20,9 +20,12 @@ PAUSE = 0.5
 """Seconds until a broker that is away is asked again."""
 
 
-async def read_surely(bus: Bus, stream: str, filters: list[str]) -> AsyncGenerator[Msg, None]:
-    """Every message of a stream that matches at the moment of the call; a broker that is away is waited for."""
-    last, until = 0, None
+async def read_surely(bus: Bus, stream: str, filters: list[str], *, start: int = 1) -> AsyncGenerator[Msg, None]:
+    """Every message of a stream that matches at the moment of the call, from sequence ``start`` on.
+
+    A broker that is away is waited for.
+    """
+    last, until = start - 1, None
     while True:
         try:
             if until is None:
