@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_a_few_samples_say_nothing() -> None:
 
 def test_the_picture_has_a_panel_for_each_figure_and_a_line_for_each_process() -> None:
     seen = samples(lambda _: 30) + samples(lambda _: 31, pid=2) + samples(lambda _: 80, Figure.MEMORY, "adapter-1")
-    picture = ElementTree.fromstring(plot.draw(seen, ["adapter-1"], [10, 20], "a <title>"))
+    picture = ET.fromstring(plot.draw(seen, ["adapter-1"], [10, 20], "a <title>"))
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a <title>", "descriptors", "memory, MiB", "worker-1", "adapter-1"} <= set(texts)
     lines = [path for path in picture.iter("{http://www.w3.org/2000/svg}path") if path.get("fill") == "none"]

@@ -1,0 +1,64 @@
+"""The course of runs under every race that hypothesis comes upon, and the ways to break it that it has to find.
+
+``STATE_MACHINE_EXAMPLES=20000 pytest tests/unit/test_state_machine.py -k promise`` (``make state-machine``) looks for
+longer, at other places each time. What it prints when it fails is a function body: paste it below as a test of its
+own, named after what went wrong, so that it is tried for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from nats.js import JetStreamContext
+
+from runwire.domain import lifecycle
+from runwire.worker.consumer import Consumer
+from runwire.worker.watch import Watch
+from tests.chaos.mutated import MUTANTS
+from tests.simulation.machine import Machine
+
+EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
+QUICK = settings(
+    max_examples=EXAMPLES or 200,
+    stateful_step_count=50,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+MUTABLE: tuple[tuple[object, str], ...] = (
+    (JetStreamContext, "publish"),
+    (Consumer, "_dispose"),
+    (Watch, "_look"),
+    (lifecycle, "still_claimed"),
+    (lifecycle, "has_ended"),
+)
+"""What the mutants below put something else in the place of."""
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 120)
+def test_no_promise_is_broken_whatever_is_lost_delayed_repeated_or_killed() -> None:
+    run_state_machine_as_test(Machine, settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "rule"),
+    [
+        ("no-fence", "a run has two ends|that may not follow"),
+        ("acknowledged-first", "has no event|has no end"),
+        ("over-a-cancel", "a run has two ends|that may not follow"),
+        ("no-ring", "a run has two ends"),
+    ],
+)
+def test_what_the_promises_rest_on_is_missed(mutant: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where, name in MUTABLE:
+        monkeypatch.setattr(where, name, getattr(where, name))  # so that it is put back
+    breaking: Callable[[], None] = MUTANTS[mutant]
+    breaking()
+    hunt = settings(QUICK, max_examples=3000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(AssertionError, match=rule):
+        run_state_machine_as_test(Machine, settings=hunt)
