@@ -30,6 +30,8 @@ class Loop(asyncio.BaseEventLoop):
         self._passed = 0.0
         self.errors: list[dict[str, Any]] = []
         """What nobody caught."""
+        self._kept: set[asyncio.Task[Any]] = set()
+        self.set_task_factory(self._keep)  # also of what is dead: nothing is cleared away before the end
         self.set_exception_handler(lambda _loop, context: self.errors.append(context))
 
     def time(self) -> float:
@@ -51,6 +53,12 @@ class Loop(asyncio.BaseEventLoop):
     def call(self, function: Callable[[], Any]) -> Any:
         """Call something that needs a running loop, and settle."""
         return self._in_loop(lambda: (function(), self._until_idle())[0])
+
+    def _keep(self, _loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=self, **options)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+        return task
 
     def _pass(self, until: float) -> None:
         self._until_idle()

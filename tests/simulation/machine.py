@@ -65,6 +65,18 @@ class Machine(RuleBasedStateMachine):
     def delete(self, adapter: int, force: bool) -> None:
         self.world.delete(adapter % 2, self.world.tasks[0], force=force)
 
+    @rule(adapter=ANY, door=st.sampled_from(["http", "bus"]), task=ANY, worker=ANY)
+    def run(self, adapter: int, door: str, task: int, worker: int) -> None:
+        """From one end to the other, if nothing stands in its way."""
+        self.execute(adapter, door, task)
+        self.world.pass_all()
+        for sequence in self.commands:
+            self.world.deliver(worker % 3, sequence)
+        self.world.pass_all()
+        for acting in list(self.world.acting):
+            self.world.finish(acting, "done")
+        self.world.pass_all()
+
     # --- workers -----------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.commands)

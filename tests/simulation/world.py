@@ -367,5 +367,3 @@ class World:
             task.cancel()
         self.loop.settle()
         self.loop.close()
-
-

@@ -7,8 +7,9 @@ own, named after what went wrong, so that it is tried for ever.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -23,7 +24,7 @@ from tests.simulation.machine import Machine
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 QUICK = settings(
-    max_examples=EXAMPLES or 200,
+    max_examples=EXAMPLES or 150,
     stateful_step_count=50,
     derandomize=not EXAMPLES,
     database=None,
@@ -38,6 +39,14 @@ MUTABLE: tuple[tuple[object, str], ...] = (
     (lifecycle, "has_ended"),
 )
 """What the mutants below put something else in the place of."""
+
+
+@pytest.fixture(autouse=True)
+def _silence() -> Iterator[None]:
+    """A thousand runs that are fenced off have nothing to say."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.timeout(0 if EXAMPLES else 120)
