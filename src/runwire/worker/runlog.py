@@ -165,6 +165,8 @@ class RunLog:
             )
         with self._lock:
             self.is_closed = True
+        self.stdout.detach()
+        self.stderr.detach()
         self._ending.set()
 
     async def flush(self) -> int:
@@ -252,7 +254,7 @@ class Printed:
     """What an attempt prints on one of its streams, on its way to being lines. May be used from any thread."""
 
     def __init__(self, log: RunLog, level: LogLevel) -> None:
-        self._log = log
+        self._log: RunLog | None = log
         self._level = level
         self._lock = threading.RLock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -265,14 +267,17 @@ class Printed:
         """Take what was printed; returns how many characters."""
         begin = 0
         with self._lock:
-            while (end := text.find("\n", begin)) >= 0 and self._log.captures:
+            log = self._log
+            if log is None:
+                return len(text)
+            while (end := text.find("\n", begin)) >= 0 and log.captures:
                 self._append(text, begin, end)
                 self._complete()
                 begin = end + 1
-            if self._log.captures:
+            if log.captures:
                 self._append(text, begin, len(text))
             else:
-                self._log.drop(text.count("\n", begin))
+                log.drop(text.count("\n", begin))
                 self._line, self._cut = "", 0
         return len(text)
 
@@ -291,6 +296,11 @@ class Printed:
             if self._line or self._cut:
                 self._complete()
 
+    def detach(self) -> None:
+        """Let go of the log, which takes nothing more: with it this would be a cycle, and such garbage stays long."""
+        with self._lock:
+            self._log = None
+
     def _append(self, text: str, begin: int, end: int) -> None:
         """Add to the line. What a carriage return has the terminal write over is left out, as by a progress bar."""
         restart = text.rfind("\r", begin, end - 1)
@@ -302,7 +312,8 @@ class Printed:
         self._cut += max(0, end - begin - room)
 
     def _complete(self) -> None:
-        self._log.capture(self._level, self._line.removesuffix("\r"), cut=self._cut)
+        if self._log is not None:
+            self._log.capture(self._level, self._line.removesuffix("\r"), cut=self._cut)
         self._line, self._cut = "", 0
 
 
