@@ -26,7 +26,7 @@ from runwire.domain.lifecycle import Document
 from runwire.domain.run import Run, Source
 from runwire.domain.task import LogEntry, LogLevel, whole_seconds
 from runwire.domain.ticks import Alarm, Plan, Skipped, Turn
-from runwire.messaging import alarms, commands, events, logs, subjects
+from runwire.messaging import alarms, codec, commands, events, logs, subjects
 from runwire.messaging.broker import Bus
 
 log = logging.getLogger("runwire.scheduler")
@@ -69,6 +69,11 @@ class Forwarding:
             return  # the task was changed: its alarm has been set anew, or will be
         await self._require_room()
         turn = ticks.turn(plan, alarm, now=self._clock())
+        begun = await self._handed_over(plan, alarm) if again else None
+        if begun is not None:
+            turn = Turn(begun, until=begun, making_up_until=alarm.making_up_until)
+            await self._go_on(plan, alarm, turn, until=self._last_passed(plan, alarm, begun))
+            return
         busy_with = await self._record_before(plan, alarm, turn, document)
         if turn.run is None:
             await self._go_on(plan, alarm, turn, until=turn.until)
@@ -88,6 +93,16 @@ class Forwarding:
         if found is None or found.alarm is None:
             return False
         return (found.alarm.version, found.alarm.due) > (alarm.version, alarm.due)
+
+    async def _handed_over(self, plan: Plan, alarm: Alarm) -> datetime | None:
+        """The tick that the forwarder which had the alarm before has given a command, which is not claimed yet."""
+        task = plan.task
+        held = await commands.outstanding(self._bus, task.chain, task.id)
+        tick = codec.tick_of_command(held.headers) if held is not None else None
+        if held is None or tick is None or tick.version != plan.version or tick.due < alarm.due:
+            return None
+        is_proven = commands.run_of(held) == ticks.run_id(self.key, task.chain, task.id, tick)
+        return tick.due if is_proven and tick.due > plan.cursor else None
 
     async def _document(self, chain: int, task: int) -> Document | None:
         head = await events.load(self._bus, chain, task, leader=True)
