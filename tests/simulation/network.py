@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg

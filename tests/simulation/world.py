@@ -6,10 +6,9 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 from pydantic import BaseModel
@@ -17,7 +16,7 @@ from pydantic import BaseModel
 import runwire
 from runwire.domain import lifecycle
 from runwire.domain.errors import Conflict, NotAccepted, NotRunning, TaskBusy, TaskNotFound
-from runwire.domain.lifecycle import Change, Definition
+from runwire.domain.lifecycle import Definition
 from runwire.domain.run import Source
 from runwire.domain.task import RetryPolicy, Target
 from runwire.http import edit, idempotency
