@@ -42,10 +42,8 @@ from tests.chaos.trial import Trial
 LASTING = ("adapter-1", "worker-1", BROKER)
 """The processes that live all the time."""
 FAULTS = tuple(kind for kind in KINDS if kind != "kill broker")
-STRETCH = 600.0
-"""Seconds of faults until the checker judges; a quarter of a short soak."""
-LONG = 300.0
-"""Seconds in which every kind of fault has its turn."""
+STRETCH, SHORTEST = 600.0, 180.0
+"""Seconds of faults until the checker judges; in a short soak, at least: every kind has its turn."""
 FEWEST_PER_SECOND = 5.0
 """Accepted runs, below which the verdict is worth nothing."""
 PAUSE = (9.0, 13.0)
@@ -111,8 +109,7 @@ class Soak:
             for figure in (Figure.MEMORY, Figure.DESCRIPTORS)
             if (process, figure) not in judged
         ]
-        if self.seconds >= LONG:
-            self.doubts += [f"there was no {kind!r}" for kind in FAULTS if kind not in self.kinds]
+        self.doubts += [f"there was no {kind!r}" for kind in FAULTS if kind not in self.kinds]
         if self.accepted < FEWEST_PER_SECOND * self.seconds:
             self.doubts.append(f"only {self.accepted:,} runs were accepted")
         self.picture = plot.draw(
@@ -123,16 +120,16 @@ class Soak:
         )
 
     async def _stretches(self, stack: Stack, bus: Bus, sampler: Sampler) -> float:
-        """One after the other until the time is over; returns how long they took."""
-        number, after = 0, 0
-        while (left := self.seconds - (time.monotonic() - sampler.began)) > PAUSE[1]:
+        """One after the other; returns how long they took."""
+        count = max(1, min(int(self.seconds // SHORTEST), 4), round(self.seconds / STRETCH))
+        after = 0
+        for number in range(count):
             stretch = Trial(
-                seed=self.seed + number, seconds=min(STRETCH, self.seconds / 4, left), tasks=TASKS, http=4, bus=2,
-                kinds=FAULTS, spared=LASTING[:2], pause=PAUSE, first_task=1 + number * 100, after=after,
-                call_pause=0.25, tell=self.tell,
+                seed=self.seed + number, seconds=self.seconds / count, tasks=TASKS, http=4, bus=2, kinds=FAULTS,
+                spared=LASTING[:2], pause=PAUSE, first_task=1 + number * 100, after=after, call_pause=0.25,
+                tell=self.tell,
             )  # fmt: skip
             after = await self._stretch(stretch, stack, bus, sampler)
-            number += 1
         return time.monotonic() - sampler.began
 
     async def _stretch(self, stretch: Trial, stack: Stack, bus: Bus, sampler: Sampler) -> int:

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from runwire.app import App, Context
 from runwire.domain import lifecycle, ticks
 from runwire.domain.lifecycle import Change, Definition, Document
-from runwire.domain.run import ErrorCode, RunCode, Source
+from runwire.domain.run import ErrorCode, RunCode, Source, Tick
 from runwire.domain.schedule import schedule_of
 from runwire.domain.ticks import Alarm
 from runwire.messaging import alarms, commands, events, site, subjects
@@ -737,3 +737,18 @@ async def test_a_task_that_is_over_needs_no_alarm(bus: Bus, app: App, settings: 
     async with worker(bus, app, settings):
         await has_run(bus)
     assert (await reconcile(bus)).set == 0
+
+
+async def test_a_tick_that_has_its_command_is_not_taken_for_missed(bus: Bus) -> None:
+    """The forwarder that published it was gone before it could set the next alarm."""
+    created = await make_task(bus, trigger={"every": 1})
+    key, due = await site.server_key(bus), created.task.state.created_date + timedelta(seconds=1)
+    tick = Tick(version=1, due=due)
+    run = ticks.run_id(key, CHAIN, 1, tick)
+    await commands.publish(bus, CHAIN, 1, run, source=Source.SCHEDULE, patience=5, tick=tick)
+    taking_over = forwarding.Forwarding(bus, clock=lambda: due + timedelta(seconds=2.5))
+    taking_over.key = key
+    await taking_over.forward(CHAIN, 1, Alarm(version=1, due=due), again=True, on_wait=lambda: None)
+    assert await skips(bus) == []
+    following = await has_alarm(bus)
+    assert (following.due, following.handed_over) == (due + timedelta(seconds=1), due)
