@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants soak clean
+.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants state-machine soak clean
 
 install: $(INSTALLED)
 
@@ -64,6 +64,11 @@ chaos: install
 # Breaks the system in every known way; `make chaos` has to notice each.
 mutants: install
 	@$(VENV)/bin/python -m tests.chaos.mutants $(MUTANTS_OPTIONS)
+
+# The protocol's own code in a simulation that hypothesis leads astray, at other places each time.
+EXAMPLES ?= 10000
+state-machine: install
+	STATE_MACHINE_EXAMPLES=$(EXAMPLES) $(VENV)/bin/pytest -q tests/unit/test_state_machine.py -k promise_is_broken
 
 # Calls and faults for an hour, and nothing grows; e.g. SOAK_OPTIONS="--minutes 15", or "--hours 12".
 soak: install

@@ -85,17 +85,17 @@ class Soak:
             try:
                 self.tell("starting")
                 await stack.start()
-                await self._run(stack)
+                await self._run(stack, folder)
             finally:
                 await stack.close()
 
-    async def _run(self, stack: Stack) -> None:
+    async def _run(self, stack: Stack, folder: Path) -> None:
         bus = Bus(stack.settings, "soak")
         await bus.connect()
         sampler = Sampler(stack, bus)
         sampler.start()
         try:
-            lasted = await self._stretches(stack, bus, sampler)
+            lasted = await self._stretches(stack, bus, sampler, folder)
         finally:
             await sampler.stop()
         await self._compare(stack, bus)
@@ -119,7 +119,7 @@ class Soak:
             f"seed {self.seed}: {self.accepted:,} runs, {len(self.faults)} faults",
         )
 
-    async def _stretches(self, stack: Stack, bus: Bus, sampler: Sampler) -> float:
+    async def _stretches(self, stack: Stack, bus: Bus, sampler: Sampler, folder: Path) -> float:
         """One after the other; returns how long they took."""
         count = max(1, min(int(self.seconds // SHORTEST), 4), round(self.seconds / STRETCH))
         after = 0
@@ -129,11 +129,16 @@ class Soak:
                 spared=LASTING[:2], pause=PAUSE, first_task=1 + number * 100, after=after, call_pause=0.25,
                 tell=self.tell,
             )  # fmt: skip
-            after = await self._stretch(stretch, stack, bus, sampler)
+            history = await self._stretch(stretch, stack, bus, sampler)
+            if self._judge(history):
+                history.save(folder / f"history-{number + 1}.jsonl")
+                self.tell(f"history: {folder / f'history-{number + 1}.jsonl'}")
+            await self._forget(stretch, stack, bus)
+            after = await events.last_sequence(bus)
         return time.monotonic() - sampler.began
 
-    async def _stretch(self, stretch: Trial, stack: Stack, bus: Bus, sampler: Sampler) -> int:
-        """Returns the sequence of the last event."""
+    async def _stretch(self, stretch: Trial, stack: Stack, bus: Bus, sampler: Sampler) -> History:
+        """Call and strike, and let everything come to rest."""
         history, offset = History(), time.time() - (time.monotonic() - sampler.began)
         healed = await stretch.strike(stack, history)
         rest = await collect.rest(bus, since=healed)
@@ -144,12 +149,11 @@ class Soak:
             history.add(letter)
         for execution in collect.executions(stack.traces):
             history.add(execution)
-        self._judge(history)
         self.faults += [fault.at - offset for fault in history.all(Fault)]
-        await self._forget(stretch, stack, bus)
-        return await events.last_sequence(bus)
+        return history
 
-    def _judge(self, history: History) -> None:
+    def _judge(self, history: History) -> bool:
+        """Whether it breaks a promise."""
         verdict = check(history)
         figures = verdict.figures
         self.violations += verdict.violations
@@ -158,6 +162,7 @@ class Soak:
         self.events += figures.events
         self.repeated += figures.repeated
         self.tell(f"judged: {figures.accepted:,} accepted runs, {len(verdict.violations)} violations")
+        return bool(verdict.violations)
 
     async def _still_waiting(self, stack: Stack, sampler: Sampler) -> int:
         """Calls that adapters take for waiting, though nobody calls any more."""

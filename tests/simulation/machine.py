@@ -135,6 +135,13 @@ class Machine(RuleBasedStateMachine):
         self.world.pass_all()
 
     @rule()
+    def go_on(self) -> None:
+        """For a while all goes well."""
+        for _ in range(3):
+            self.world.loop.advance(0.6)
+            self.world.pass_all()
+
+    @rule()
     def crash_broker(self) -> None:
         self.world.broker.crash()
 

@@ -1,6 +1,6 @@
 """The course of runs under every race that hypothesis comes upon, and the ways to break it that it has to find.
 
-``STATE_MACHINE_EXAMPLES=20000 pytest tests/unit/test_state_machine.py -k promise`` (``make state-machine``) looks for
+``make state-machine`` (``STATE_MACHINE_EXAMPLES`` says how many) looks for
 longer, at other places each time. What it prints when it fails is a function body: paste it below as a test of its
 own, named after what went wrong, so that it is tried for ever.
 """
@@ -52,6 +52,30 @@ def _silence() -> Iterator[None]:
 @pytest.mark.timeout(0 if EXAMPLES else 120)
 def test_no_promise_is_broken_whatever_is_lost_delayed_repeated_or_killed() -> None:
     run_state_machine_as_test(Machine, settings=QUICK)
+
+
+# --- what was found -----------------------------------------------------------------------------------
+
+
+def test_a_command_that_may_still_be_on_its_way_is_not_called_refused() -> None:
+    """Its first try came late, when the run that stood in the way of the second one was over."""
+    state = Machine()
+    state.execute(adapter=0, door="http", task=0)
+    state.pass_all()
+    state.execute(adapter=1, door="http", task=0)
+    state.delay(number=0)
+    for _ in range(3):
+        state.wait(seconds=1.0)
+        state.pass_all()
+    state.deliver(worker=0, number=0)
+    state.pass_all()
+    state.finish(number=0, how="done")
+    state.pass_all()
+    state.arrive_late(number=0)
+    state.teardown()
+
+
+# --- what has to be found -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ IN_FLIGHT = 10158
 """The broker's error code for: the same message id is being stored right now (clusters)."""
 
 
+UNCONFIRMED = "The broker did not confirm the run in time; it may or may not have been accepted."
+
+
 class _Verdict(Enum):
     """What one try came to."""
 
@@ -62,7 +65,7 @@ async def publish(
     """Store the command that starts ``run``; afterwards it is durable. May be repeated with the same run id.
 
     For up to ``patience`` seconds a broker that does not answer is asked again. Raises TaskBusy (another run is
-    outstanding) or NotAccepted (not known to be stored).
+    outstanding, and this one is not to be) or NotAccepted (not known to be stored).
     """
     deadline = asyncio.get_running_loop().time() + patience
     headers = {subjects.MSG_ID: run, subjects.RUN_ID: run, subjects.RUN_SOURCE: source.value}
@@ -72,24 +75,31 @@ async def publish(
         headers |= trace.headers()
     body = codec.encode_command(reason)
     pause = 0.02
-    refused = False
+    refused = unknown = False
     while True:
         try:
             verdict = await _try(bus, chain, task, run, body=body, headers=headers, deadline=deadline)
-            if verdict is _Verdict.REFUSED and not refused:
-                refused = True  # most often the acknowledgement of the last run is on its way: no need to look
-                await asyncio.sleep(GRACE)
-                continue
-            if verdict is _Verdict.REFUSED:
-                verdict = await _who_is_in_the_way(bus, chain, task, run)
         except UNAVAILABLE:
-            verdict = _Verdict.AGAIN
+            verdict, unknown = _Verdict.AGAIN, True
+        if verdict is _Verdict.REFUSED and not refused:
+            refused = True  # most often the acknowledgement of the last run is on its way: no need to look
+            await asyncio.sleep(GRACE)
+            continue
+        if verdict is _Verdict.REFUSED:
+            try:
+                verdict = await _who_is_in_the_way(bus, chain, task, run)
+            except UNAVAILABLE:
+                verdict = _Verdict.AGAIN
+            except TaskBusy:
+                if unknown:  # an earlier try may still be on its way, and be stored once the task is free
+                    raise NotAccepted(UNCONFIRMED) from None
+                raise
         if verdict is _Verdict.STORED:
             return
         if verdict is _Verdict.FORGED:
             headers[subjects.MSG_ID] = uuid4().hex
         if asyncio.get_running_loop().time() + pause > deadline:
-            raise NotAccepted("The broker did not confirm the run in time; it may or may not have been accepted.")
+            raise NotAccepted(UNCONFIRMED)
         await asyncio.sleep(pause if verdict is _Verdict.AGAIN else 0)
         pause = min(pause * 2, 0.5)
 
