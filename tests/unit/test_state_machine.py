@@ -24,7 +24,7 @@ from tests.simulation.machine import Machine
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 QUICK = settings(
-    max_examples=EXAMPLES or 150,
+    max_examples=EXAMPLES or 120,
     stateful_step_count=50,
     derandomize=not EXAMPLES,
     database=None,
