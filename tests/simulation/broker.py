@@ -1,7 +1,6 @@
 """A broker as far as the protocol of a run can see it: streams, the fence, the work queue, Msg-Ids, alarms.
 
-It answers what nats-server 2.15 answers to the requests that our code makes; tests/unit/test_simulation.py holds some
-of that against the documentation, and the integration tests hold our code against the real one.
+It answers what nats-server answers to the requests that our code makes: tests/integration/test_simulation.py asks both.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ class Broker:
             return _reply(_got(_find(stream, question)))
         if subject.startswith("$JS.API.STREAM.MSG.DELETE."):
             gone = stream.messages.pop(question["seq"], None)
-            return _reply({"success": True} if gone else _error(400, 10043, "no message found"))
+            return _reply({"success": True} if gone else _error(500, 10057, "message not found"))
         msg = f"nobody answers {subject}"
         raise NotImplementedError(msg)
 

@@ -116,7 +116,7 @@ class Link:
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self.hears: list[tuple[str, Callable[[Msg], Awaitable[None]]]] = []
         self.nc = self
-        self.js = JetStreamContext(self, timeout=5)  # type: ignore[arg-type]
+        self.js = JetStreamContext(self, timeout=5)
 
     async def request(
         self, subject: str, payload: bytes = b"", timeout: float = 5, headers: dict[str, Any] | None = None

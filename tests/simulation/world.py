@@ -68,9 +68,9 @@ class Worker:
         async def probe(params: Probe, ctx: runwire.Context) -> dict[str, Any]:
             return await world.act(self, ctx)
 
-        self.executor = Executor(self.link, app, SETTINGS, clock=world.loop.now)  # type: ignore[arg-type]
+        self.executor = Executor(self.link, app, SETTINGS, clock=world.loop.now)
         self.executor._key = KEY
-        self.consumer = Consumer(self.link, self.executor, SETTINGS)  # type: ignore[arg-type]
+        self.consumer = Consumer(self.link, self.executor, SETTINGS)
         self.consumer._requests = SimpleNamespace(ask=_nothing)
         world.loop.create_task(self.executor._watch.start())
 
@@ -133,7 +133,7 @@ class World:
         document = lifecycle.create(definition, task, self.loop.now())
         self.loop.call(
             lambda: self.loop.create_task(
-                events.append(self.adapters[0], document, expected=0, event_id=f"created-{task}")  # type: ignore[arg-type]
+                events.append(self.adapters[0], document, expected=0, event_id=f"created-{task}")
             )
         )
         self.pass_all()
@@ -158,7 +158,7 @@ class World:
     def delete(self, adapter: int, task: int, *, force: bool) -> None:
         """Delete the task."""
         link = self.adapters[adapter]
-        self._spawn(self._quietly(edit._delete(link, CHAIN, task, IfMatch(None), force=force, by="somebody")))  # type: ignore[arg-type]
+        self._spawn(self._quietly(edit._delete(link, CHAIN, task, IfMatch(None), force=force, by="somebody")))
 
     def new_run(self, door: str, task: int) -> str:
         """A run id as the door makes them."""
@@ -168,7 +168,7 @@ class World:
         return idempotency.run_of(KEY, idempotency.name_of(KEY, "execute", "somebody", number), task)
 
     async def _publish(self, link: Link, task: int, run: str) -> dict[str, Any]:
-        await commands.publish(link, CHAIN, task, run, source=Source.HTTP, patience=PATIENCE)  # type: ignore[arg-type]
+        await commands.publish(link, CHAIN, task, run, source=Source.HTTP, patience=PATIENCE)
         return {"run": run}
 
     async def _publish_raw(self, link: Link, task: int, run: str) -> dict[str, Any]:
@@ -181,14 +181,14 @@ class World:
         return {"run": run}
 
     async def _cancel(self, link: Link, task: int) -> dict[str, Any]:
-        head = await cancellation.cancel(link, CHAIN, task, by="somebody")  # type: ignore[arg-type]
+        head = await cancellation.cancel(link, CHAIN, task, by="somebody")
         run = head.document.run
         assert run is not None
         return {"run": run.id, "code": run.code, "error": run.error and run.error.code}
 
     async def _edit(self, link: Link, task: int, desc: str) -> dict[str, Any]:
         while True:
-            head = await edit._load(link, CHAIN, task)  # type: ignore[arg-type]
+            head = await edit._load(link, CHAIN, task)
             known = head.document.task
             definition = Definition(
                 chain=CHAIN, desc=desc, target=known.target, trigger=known.trigger, retry=known.retry,
@@ -196,7 +196,7 @@ class World:
             )  # fmt: skip
             edited = lifecycle.edit(head.document, definition, by="somebody", now=self.loop.now())
             try:
-                await events.append_confirmed(link, edited, expected=head.sequence)  # type: ignore[arg-type]
+                await events.append_confirmed(link, edited, expected=head.sequence)
             except Conflict:
                 continue
             return {"version": edited.task.version, "desc": desc}
