@@ -66,7 +66,7 @@ mutants: install
 	@$(VENV)/bin/python -m tests.chaos.mutants $(MUTANTS_OPTIONS)
 
 # The protocol's own code in a simulation that hypothesis leads astray, at other places each time.
-EXAMPLES ?= 10000
+EXAMPLES ?= 4000
 state-machine: install
 	STATE_MACHINE_EXAMPLES=$(EXAMPLES) $(VENV)/bin/pytest -q tests/unit/test_state_machine.py -k promise_is_broken
 
