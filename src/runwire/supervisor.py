@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runwire import failpoints
+from runwire.failpoints import Point
 from runwire.process import EXIT_SETUP, die_with_parent
 
 log = logging.getLogger("runwire.up")
@@ -100,6 +102,7 @@ class Supervisor:
                 preexec_fn=self._arrange,
                 start_new_session=True,  # Ctrl-C is for us; we stop them in order
             )
+            failpoints.reach(Point.CHILD_STARTED)
             if not child.notifies:
                 child.ready.set()
             status = await child.process.wait()

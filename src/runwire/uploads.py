@@ -25,8 +25,10 @@ from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
+from runwire import failpoints
 from runwire.artifacts import STREAM, File
 from runwire.domain.errors import RunwireError
+from runwire.failpoints import Point
 from runwire.messaging import subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import STREAM_FULL, WRONG_LAST_SEQUENCE
@@ -119,6 +121,7 @@ class Upload:
         """Make the file visible, as a whole; returns its size in bytes. Raises StoreFull or Superseded."""
         if self._buffer:
             await self._put(bytes(self._buffer))
+        failpoints.reach(Point.BEFORE_FILE)
         while not self._finished:
             try:
                 there = await self._described()
@@ -139,6 +142,7 @@ class Upload:
         self._sending = asyncio.create_task(self._put_surely(chunk))
         self._last = await asyncio.shield(self._sending)
         self._sending = None
+        failpoints.reach(Point.CHUNK_STORED)
         self._digest.update(chunk)
         self._size += len(chunk)
         self._count += 1

@@ -21,6 +21,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._audible = asyncio.Event()
+        self._audible.set()
         self._is_slow = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None] | None] = set()
@@ -48,6 +50,10 @@ class Proxy:
         """From now on nothing passes, in either direction, and nobody is told."""
         self._open.clear()
 
+    def mute(self) -> None:
+        """From now on nothing comes back from the target; what is said to it passes."""
+        self._audible.clear()
+
     def throttle(self) -> None:
         """From now on little passes."""
         self._is_slow = True
@@ -56,6 +62,7 @@ class Proxy:
         """Pass on as ever, what has piled up first."""
         self._is_slow = False
         self._open.set()
+        self._audible.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving = asyncio.current_task()
@@ -74,7 +81,10 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(back)
-        pumps = [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
+        pumps = [
+            asyncio.create_task(self._pump(reader, back)),
+            asyncio.create_task(self._pump(there, writer, self._audible)),
+        ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -84,10 +94,14 @@ class Proxy:
                 self._writers.discard(one)
                 one.transport.abort()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, audible: asyncio.Event | None = None
+    ) -> None:
         with suppress(OSError):
             while piece := await source.read(DRIP if self._is_slow else PIECE):
                 await self._open.wait()
+                if audible is not None:
+                    await audible.wait()
                 if self._is_slow:
                     await asyncio.sleep(1 / DRIPS_PER_SECOND)
                 sink.write(piece)

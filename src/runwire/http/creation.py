@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from runwire import failpoints
 from runwire.domain import lifecycle
 from runwire.domain.errors import Conflict, IdTaken, NotAccepted
 from runwire.domain.lifecycle import Document
 from runwire.domain.task import whole_seconds
+from runwire.failpoints import Point
 from runwire.http import idempotency
 from runwire.http.idempotency import KEPT, KEPT_UNTIL_ENDED
 from runwire.http.schemas import TaskBody
@@ -142,7 +144,9 @@ async def _take_next(parts: Services, name: str, kept: Kept[TaskRecord], leap: i
 
 async def _append_first(parts: Services, document: Document, event_id: str | None = None) -> int:
     """The task's first event; the fence over all chains keeps its id unique. Raises Conflict or NotAccepted."""
-    return await events.append_confirmed(parts.bus, document, expected=0, event_id=event_id, unique_id=True)
+    sequence = await events.append_confirmed(parts.bus, document, expected=0, event_id=event_id, unique_id=True)
+    failpoints.reach(Point.TASK_STORED)
+    return sequence
 
 
 def _taken(task: int) -> IdTaken:

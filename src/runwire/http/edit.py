@@ -9,6 +9,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from runwire import failpoints
 from runwire.domain import lifecycle
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import (
@@ -23,6 +24,7 @@ from runwire.domain.errors import (
     TaskNotFound,
 )
 from runwire.domain.lifecycle import Change, Document
+from runwire.failpoints import Point
 from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
 from runwire.http.etag import ETAG, IF_MATCH, IfMatch, etag, if_match
@@ -107,6 +109,7 @@ async def _delete(bus: Bus, chain: int, task: int, condition: IfMatch, *, force:
             raise TaskBusy(busy)
         try:
             if busy is None:
+                failpoints.reach(Point.BEFORE_DELETION)
                 return await events.append_confirmed(
                     bus, lifecycle.delete(head.document, by=by), expected=head.sequence
                 )

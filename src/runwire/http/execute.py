@@ -18,6 +18,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from runwire import failpoints
 from runwire.domain.access import AccessLevel
 from runwire.domain.errors import (
     Draining,
@@ -34,6 +35,7 @@ from runwire.domain.ids import uuid7
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import Run, Source
 from runwire.domain.task import StateCode
+from runwire.failpoints import Point
 from runwire.http import idempotency, prefer
 from runwire.http.auth import CALLER
 from runwire.http.endpoint import PREFER, TASK_ID, Answer, Endpoint
@@ -101,6 +103,7 @@ async def execute(request: Request) -> Response:
     headers = _headers(document, outcome, preference)
     if outcome.ended is None:
         return await not_yet(parts, document, outcome.run, headers)
+    failpoints.reach(Point.BEFORE_ANSWER)
     return _ended(document, outcome.ended, headers, on_error_status=query.on_error == "status")
 
 

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 
 from nats.js.api import RawStreamMsg
 
+from runwire import failpoints
 from runwire.domain import lifecycle
 from runwire.domain.errors import Conflict, NotAccepted, NotRunning, TaskNotFound
 from runwire.domain.lifecycle import Change, Document
 from runwire.domain.run import ErrorCode, Run
+from runwire.failpoints import Point
 from runwire.messaging import commands, events
 from runwire.messaging.broker import Bus
 from runwire.messaging.events import Head
@@ -61,6 +63,7 @@ async def cancel(bus: Bus, chain: int, task: int, *, by: str, run: str | None = 
             continue
         if abandoned:
             continue
+        failpoints.reach(Point.CANCEL_STORED)
         if held is not None:
             await commands.remove(bus, held)
         return Head(following, sequence, "")

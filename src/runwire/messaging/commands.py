@@ -15,11 +15,13 @@ from uuid import uuid4
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
+from runwire import failpoints
 from runwire.domain import lifecycle
 from runwire.domain.errors import NotAccepted, TaskBusy, Undecodable
 from runwire.domain.lifecycle import has_ended
 from runwire.domain.run import Command, Run, Source, Tick
 from runwire.domain.trace import Trace
+from runwire.failpoints import Point
 from runwire.messaging import chains, codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 
@@ -158,6 +160,7 @@ async def _try(
     timeout = max(0.1, min(REQUEST_TIMEOUT, deadline - asyncio.get_running_loop().time()))
     if chain not in bus.chains:
         await chains.ensure(bus, chain, timeout=timeout)
+    failpoints.reach(Point.BEFORE_COMMAND)
     try:
         ack = await bus.js.publish(subjects.command(chain, task), body, headers=headers, timeout=timeout)
     except APIError as error:
@@ -166,6 +169,7 @@ async def _try(
         if error.err_code == IN_FLIGHT:
             return _Verdict.AGAIN
         raise
+    failpoints.reach(Point.COMMAND_STORED)
     if not ack.duplicate or await _is_ours(bus, chain, task, run, ack.seq):
         return _Verdict.STORED
     return _Verdict.FORGED

@@ -16,9 +16,11 @@ from typing import Generic, TypeVar
 from nats.js.errors import APIError, NotFoundError
 from pydantic import AwareDatetime
 
+from runwire import failpoints
 from runwire.domain.errors import Conflict, NotAccepted
 from runwire.domain.run import Run
 from runwire.domain.task import Model
+from runwire.failpoints import Point
 from runwire.messaging import subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import STREAM_FULL, WRONG_LAST_SEQUENCE
@@ -124,4 +126,5 @@ async def _first(bus: Bus, name: str, record: R, *, ttl: float) -> Kept[R] | Non
 async def _store(bus: Bus, name: str, record: R, *, expected: int, ttl: float) -> Kept[R]:
     headers = {subjects.EXPECTED_SEQUENCE: str(expected), subjects.TTL: f"{max(1, round(ttl))}s"}
     ack = await bus.js.publish(subjects.key(name), record.model_dump_json().encode(), headers=headers)
+    failpoints.reach(Point.KEY_STORED)
     return Kept(record, ack.seq, fresh=expected == 0)

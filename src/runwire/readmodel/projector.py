@@ -24,8 +24,10 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
 
+from runwire import failpoints
 from runwire.domain.errors import Undecodable
 from runwire.domain.run import Run
+from runwire.failpoints import Point
 from runwire.messaging import audit as refusals
 from runwire.messaging import codec, streams, subjects, tokens, trail
 from runwire.messaging.broker import UNAVAILABLE, Bus
@@ -262,9 +264,12 @@ class Projector:
         def apply(connection: sqlite3.Connection) -> None:
             for source, batch in batches:
                 source.apply(connection, records[source.stream])
+                failpoints.reach(Point.ROWS_WRITTEN)
                 projection.set_position(connection, source.stream, source.identity, batch[-1][0])
+            failpoints.reach(Point.BEFORE_COMMIT)
 
         await self._database.transact(apply)
+        failpoints.reach(Point.COMMITTED)
         self.trouble = None
         for source, batch in batches:
             await self._committed(source, batch)

@@ -12,7 +12,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from runwire import failpoints
 from runwire.domain.errors import NotAccepted, Undecodable
+from runwire.failpoints import Point
 from runwire.messaging import codec, site, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.pull import Puller
@@ -121,6 +123,7 @@ class Forwarder:
             log.exception("%s is tried again", message.subject, extra={"action": "broken"})
             answer = message.nak(delay=LATER)
         else:
+            failpoints.reach(Point.ALARM_STORED)
             answer = message.ack()
         with suppress(NatsError):
             await answer

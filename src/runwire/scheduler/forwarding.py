@@ -20,12 +20,14 @@ from datetime import datetime
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from runwire import failpoints
 from runwire.domain import lifecycle, ticks
 from runwire.domain.errors import Conflict, NotAccepted, TaskBusy
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import Run, Source
 from runwire.domain.task import LogEntry, LogLevel, whole_seconds
 from runwire.domain.ticks import Alarm, Plan, Skipped, Turn
+from runwire.failpoints import Point
 from runwire.messaging import alarms, codec, commands, events, logs, subjects
 from runwire.messaging.broker import Bus
 
@@ -268,6 +270,7 @@ class Forwarding:
     async def _set(self, plan: Plan, alarm: Alarm, *, at: datetime) -> None:
         """Set the alarm, unless there is one that is further on. Raises NotAccepted."""
         chain, task = plan.task.chain, plan.task.id
+        failpoints.reach(Point.BEFORE_ALARM)
         expected = 0  # as a rule: the last one has rung
         for _ in range(ROUNDS):
             try:

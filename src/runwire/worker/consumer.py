@@ -22,8 +22,10 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 
+from runwire import failpoints
 from runwire.domain.errors import Undecodable
 from runwire.domain.run import Command
+from runwire.failpoints import Point
 from runwire.messaging import codec, deadletters, subjects
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.pull import EXPIRES, Requests
@@ -146,11 +148,13 @@ class Consumer:
         """Tell the broker, once, what became of the command."""
         match disposition:
             case Settled():
+                failpoints.reach(Point.BEFORE_ACKNOWLEDGEMENT)
                 await _acknowledge(message)
             case Later(seconds):
                 await _nak(message, seconds)
             case Dead(reason, detail):
                 await deadletters.publish(self._bus, message, reason=reason, detail=detail)
+                failpoints.reach(Point.DEAD_LETTER_STORED)
                 log.warning("dead letter %s %s: %s", message.subject, reason, detail, extra={"action": "dead_letter"})
                 await _acknowledge(message)
             case Silence(why):

@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from runwire import failpoints
 from runwire.app import App
 from runwire.domain import lifecycle, ticks
 from runwire.domain.errors import Conflict
 from runwire.domain.lifecycle import Document
 from runwire.domain.run import Command, Failed, Outcome, Run, Source
 from runwire.domain.task import LogLevel
+from runwire.failpoints import Point
 from runwire.messaging import commands, events, site
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.events import Head
@@ -230,9 +232,11 @@ class Executor:
         if document.run is None:
             return None
         with self._watch.over(document.run) as hold:  # from before the claim, so that no cancel of it is missed
+            failpoints.reach(Point.BEFORE_CLAIM)
             claimed = await self._try_append(head, document)
             if claimed is None:
                 return None
+            failpoints.reach(Point.CLAIM_STORED)
             run = document.run
             line_log = RunLog(
                 self._bus, chain=run.chain, task=run.task, run=run.id, claim_id=claim_id, attempt=run.attempt
@@ -277,6 +281,7 @@ class Executor:
             if delay is not None:
                 attempt.log.note(LogLevel.INFO, f"attempt {attempt.run.attempt + 1} begins in {delay:.1f} s")
         log_seq = await attempt.log.flush()
+        failpoints.reach(Point.BEFORE_CONCLUSION)
 
         def following(document: Document) -> Document:
             now = self._clock()
