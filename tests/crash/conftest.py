@@ -14,7 +14,8 @@ from runwire.settings import Settings
 from tests.crash.processes import Processes, ready
 from tests.support import HEADERS, TOKEN, Broker, free_port
 
-numbers = itertools.count(1)
+numbers = itertools.count(1_000_001)
+"""Far from where the ids begin that are given out."""
 
 
 @pytest.fixture(scope="module")
