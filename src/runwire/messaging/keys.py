@@ -22,7 +22,7 @@ from runwire.domain.run import Run
 from runwire.domain.task import Model
 from runwire.failpoints import Point
 from runwire.messaging import subjects
-from runwire.messaging.broker import UNAVAILABLE, Bus
+from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
 from runwire.messaging.events import STREAM_FULL, WRONG_LAST_SEQUENCE
 
 
@@ -74,8 +74,9 @@ async def remember(bus: Bus, name: str, record: R, *, ttl: float, patience: floa
     deadline = asyncio.get_running_loop().time() + patience
     pause = 0.02
     while True:
+        timeout = max(0.1, min(REQUEST_TIMEOUT, deadline - asyncio.get_running_loop().time()))
         try:
-            stored = await _first(bus, name, record, ttl=ttl)
+            stored = await _first(bus, name, record, ttl=ttl, timeout=timeout)
         except UNAVAILABLE:
             stored = None
         if stored is not None:
@@ -110,10 +111,10 @@ async def overwrite(bus: Bus, name: str, record: R, *, expected: int, ttl: float
         raise
 
 
-async def _first(bus: Bus, name: str, record: R, *, ttl: float) -> Kept[R] | None:
+async def _first(bus: Bus, name: str, record: R, *, ttl: float, timeout: float) -> Kept[R] | None:
     """The first record of the key, stored just now or before; None: it expired in between."""
     try:
-        return await _store(bus, name, record, expected=0, ttl=ttl)
+        return await _store(bus, name, record, expected=0, ttl=ttl, timeout=timeout)
     except APIError as error:
         if error.err_code not in WRONG_LAST_SEQUENCE | STREAM_FULL:
             raise
@@ -123,8 +124,11 @@ async def _first(bus: Bus, name: str, record: R, *, ttl: float) -> Kept[R] | Non
         return kept
 
 
-async def _store(bus: Bus, name: str, record: R, *, expected: int, ttl: float) -> Kept[R]:
+async def _store(
+    bus: Bus, name: str, record: R, *, expected: int, ttl: float, timeout: float = REQUEST_TIMEOUT
+) -> Kept[R]:
     headers = {subjects.EXPECTED_SEQUENCE: str(expected), subjects.TTL: f"{max(1, round(ttl))}s"}
-    ack = await bus.js.publish(subjects.key(name), record.model_dump_json().encode(), headers=headers)
+    body = record.model_dump_json().encode()
+    ack = await bus.js.publish(subjects.key(name), body, headers=headers, timeout=timeout)
     failpoints.reach(Point.KEY_STORED)
     return Kept(record, ack.seq, fresh=expected == 0)
