@@ -11,7 +11,7 @@ from runwire.domain.errors import NotAccepted, TaskBusy
 from runwire.domain.run import Command, Done, Source
 from runwire.messaging import commands, events
 from runwire.messaging.broker import Bus
-from tests.support import CHAIN, Broker, lifecycle_now, make_task
+from tests.support import CHAIN, Broker, lifecycle_now, make_task, publish_command
 
 
 async def publish(bus: Bus, run: str, *, task: int = 1, patience: float = 2.0) -> None:
@@ -93,3 +93,18 @@ async def test_a_broker_that_stays_away_makes_the_outcome_unknown(bus: Bus, brok
     broker.kill()
     with pytest.raises(NotAccepted, match="may or may not"):
         await publish(bus, "r1", patience=0.6)
+
+
+async def test_a_thousand_commands_that_wait_for_their_next_try_hold_up_nobody(bus: Bus) -> None:
+    """By default a consumer hands out no more than 1,000 that are not acknowledged, and those count."""
+    many = 1100
+    await make_task(bus)
+    for begin in range(1, many + 1, 100):
+        await asyncio.gather(*(publish_command(bus, f"r{task}", task=task) for task in range(begin, begin + 100)))
+    worker = await bus.js.pull_subscribe_bind(f"workers-{CHAIN}", "COMMANDS")
+    for _ in range(many // 100):
+        for message in await worker.fetch(100, timeout=5):
+            await message.nak(delay=60)
+    await publish_command(bus, "next", task=many + 1)
+    (message,) = await worker.fetch(1, timeout=5)
+    assert message.subject == f"tasks.cmd.{CHAIN}.{many + 1}.execute"
