@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from nats.aio.msg import Msg
 
 from runwire.app import App, Context
 from runwire.domain import lifecycle, ticks
@@ -557,47 +556,7 @@ async def test_what_is_due_waits_until_there_is_room_for_events(
     assert ended.run.tick.due == due
 
 
-# --- forwarders that die, and several at once --------------------------------------------------------------------
-
-
-STEPS = {
-    "before anything": (forwarding.events, "load"),
-    "before the command": (forwarding.commands, "publish"),
-    "before the next alarm": (forwarding.alarms, "put"),
-    "before the acknowledgement": (Msg, "ack"),
-}
-
-
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_forwarder_killed_at_any_step_neither_loses_nor_doubles_a_tick(
-    bus: Bus, app: App, settings: Settings, monkeypatch, step: str
-) -> None:
-    created = await make_task(bus, trigger={"every": 1, "end": soon(3.5), "catch_up": "all"})
-    place, name = STEPS[step]
-    original = getattr(place, name)
-    dead = asyncio.Event()
-
-    async def die(*arguments: object, **options: object) -> object:
-        if asyncio.current_task() in victim._forwarder._in_hand:
-            dead.set()
-            await asyncio.Future()  # whatever it has in hand, this is as far as it comes
-        return await original(*arguments, **options)
-
-    monkeypatch.setattr(place, name, die)
-    begin = created.task.state.created_date
-    expected = list(schedule_of(created.task.trigger, created=begin).ticks(begin, begin + timedelta(days=1)))
-    other_bus = await connected(settings)
-    async with scheduling(bus, settings) as victim:
-        await dead.wait()
-        await victim._forwarder._puller.stop()
-        victim._forwarder._heart.cancel()
-        async with scheduling(other_bus, settings), worker(other_bus, app, settings):
-            await has_run(bus, len(expected))
-            await due_alarms_are_dealt_with(bus)
-            assert [document.run.tick.due for document in await runs(bus)] == expected
-            assert await skips(bus) == []
-            victim._forwarder._in_hand.clear()  # nothing of it is left to be handed back
-    await other_bus.nc.close()
+# --- several forwarders (for those that die see tests/crash) --------------------------------------------------------------------
 
 
 async def test_two_forwarders_at_once_run_every_tick_once(bus: Bus, app: App, settings: Settings) -> None:

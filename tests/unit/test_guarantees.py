@@ -21,7 +21,7 @@ NAMED = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/[\w/]+\.py)\)", PAGE)
 POINTS = {name: value for name, value in vars(Point).items() if name.isupper()}
 
 
-def tests_in(path: Path) -> set[str]:
+def functions_in(path: Path) -> set[str]:
     found = ast.walk(ast.parse(path.read_text()))
     return {node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
@@ -34,11 +34,11 @@ def rows(heading: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("path", sorted({path for _, path in NAMED}))
 def test_every_test_it_names_exists(path: str) -> None:
-    assert {name for name, file in NAMED if file == path} <= tests_in(ROOT / path)
+    assert {name for name, file in NAMED if file == path} <= functions_in(ROOT / path)
 
 
 def test_every_crash_test_is_named() -> None:
-    written = {name for file in (ROOT / "tests/crash").glob("test_*.py") for name in tests_in(file)}
+    written = {name for file in (ROOT / "tests/crash").glob("test_*.py") for name in functions_in(file)}
     assert {name for name in written if name.startswith("test_")} <= {name for name, _ in NAMED}
 
 
