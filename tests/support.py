@@ -238,16 +238,17 @@ async def publish_command(bus: Bus, run: str | None, *, task: int = 1, chain: in
 
 async def history(bus: Bus, *, task: int = 1, chain: int = CHAIN) -> list[Document]:
     """Every event of the task that EVENTS holds, in order."""
-    info = await bus.js.stream_info(subjects.EVENTS)
-    found = []
-    for sequence in range(max(1, info.state.first_seq), info.state.last_seq + 1):
+    found: list[Document] = []
+    sequence = 0
+    while True:
         try:
-            message = await bus.js.get_msg(subjects.EVENTS, sequence)
+            message = await bus.js.get_msg(
+                subjects.EVENTS, sequence + 1, subject=f"tasks.evt.{chain}.{task}.*", next=True
+            )
         except NotFoundError:
-            continue
-        if message.subject.startswith(f"tasks.evt.{chain}.{task}."):
-            found.append(codec.decode(message.data))
-    return found
+            return found
+        found.append(codec.decode(message.data))
+        sequence = message.seq
 
 
 async def ended(bus: Bus, run: str, *, task: int = 1, chain: int = CHAIN, within: float = 15.0) -> Document:

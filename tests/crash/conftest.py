@@ -1,4 +1,7 @@
-"""One broker for each module; every test has a task of its own on it, and the processes that it starts."""
+"""One broker for each module; every test has a task of its own on it, and the processes that it starts.
+
+What is to die is a process. What makes good afterwards is of the test's own process: that saves a second each time.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from runwire.settings import Settings
-from tests.crash.processes import Processes, ready
-from tests.support import HEADERS, TOKEN, Broker, free_port
+from tests.crash.processes import Processes
+from tests.support import TOKEN, Broker, adapter, free_port
 
 numbers = itertools.count(1_000_001)
 """Far from where the ids begin that are given out."""
@@ -62,21 +65,9 @@ def processes(settings: Settings, tmp_path: Path) -> Iterator[Processes]:
     started.kill()
 
 
-@pytest.fixture(scope="module")
-def survivor(base_settings: Settings, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of an adapter that nothing happens to."""
-    folder = tmp_path_factory.mktemp("survivor")
-    settings = base_settings.model_copy(update={"nats_url": broker.url, "bus_key": SecretStr(broker.bus_key)})
-    started = Processes(settings, folder)
-    port = free_port()
-    started.start("adapter", RUNWIRE_HTTP_PORT=str(port), RUNWIRE_DATA_DIR=str(folder))
-    yield f"http://127.0.0.1:{port}"
-    started.kill()
-
-
 @pytest.fixture
-async def http(survivor: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the adapter that nothing happens to."""
-    async with httpx.AsyncClient(base_url=survivor, headers=HEADERS, timeout=40) as client:
-        await ready(client)
+async def http(settings: Settings, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an adapter that nothing happens to."""
+    own = settings.model_copy(update={"data_dir": tmp_path / "survivor", "http_port": free_port()})
+    async with adapter(own) as client:
         yield client

@@ -16,9 +16,9 @@ from runwire.messaging import subjects
 from runwire.messaging.broker import Bus
 from runwire.settings import Settings
 from runwire.uploads import CHUNK
-from tests.crash.app import ROWS
+from tests.crash.app import ROWS, app
 from tests.crash.processes import Processes, died, freeze, go_on, proxied, stands_still
-from tests.support import CHAIN, ended, eventually, history, make_task, publish_command, queue_is_empty
+from tests.support import CHAIN, ended, eventually, history, make_task, publish_command, queue_is_empty, worker
 
 
 async def probe_task(bus: Bus, processes: Processes, task: int, seconds: float = 0) -> str:
@@ -45,30 +45,30 @@ async def concluded(bus: Bus, task: int) -> list[Document]:
     ],
 )
 async def test_a_run_whose_worker_dies_at_any_step_ends_once(
-    bus: Bus, processes: Processes, task: int, point: str, attempt: int, begun: int
+    bus: Bus, processes: Processes, settings: Settings, task: int, point: str, attempt: int, begun: int
 ) -> None:
     run = await probe_task(bus, processes, task)
     await publish_command(bus, run, task=task)
     await died(processes.worker(f"{point}:kill"))
     assert not await queue_is_empty(bus)
-    processes.worker()
-    document = await ended(bus, run, task=task)
-    await eventually(lambda: queue_is_empty(bus))
+    async with worker(bus, app, settings):
+        document = await ended(bus, run, task=task)
+        await eventually(lambda: queue_is_empty(bus))
     assert (document.run.code, document.run.attempt) == (RunCode.DONE, attempt)
     assert len(processes.executions()) == begun
     assert await changes(bus, task) == [Change.CREATED, *[Change.CLAIMED] * attempt, Change.CONCLUDED]
 
 
 async def test_a_run_that_kills_every_worker_ends_as_attempts_exhausted(
-    bus: Bus, processes: Processes, task: int
+    bus: Bus, processes: Processes, settings: Settings, task: int
 ) -> None:
     run = await probe_task(bus, processes, task)
     await publish_command(bus, run, task=task)
     for _ in range(2):
         await died(processes.worker(f"{Point.CLAIM_STORED}:kill", RUNWIRE_MAX_DELIVERIES="2"))
-    processes.worker(RUNWIRE_MAX_DELIVERIES="2")
-    document = await ended(bus, run, task=task)
-    await eventually(lambda: queue_is_empty(bus))
+    async with worker(bus, app, settings.model_copy(update={"max_deliveries": 2})):
+        document = await ended(bus, run, task=task)
+        await eventually(lambda: queue_is_empty(bus))
     assert (document.run.error.code, document.run.attempt) == ("attempts_exhausted", 2)
     assert processes.executions() == []
 
@@ -78,17 +78,17 @@ async def test_an_end_whose_confirmation_is_lost_is_recognised(
 ) -> None:
     run = await probe_task(bus, processes, task)
     async with proxied(settings) as proxy:
-        worker = processes.worker(f"{Point.BEFORE_CONCLUSION}:stop", proxy=proxy)
+        first = processes.worker(f"{Point.BEFORE_CONCLUSION}:stop", proxy=proxy)
         await publish_command(bus, run, task=task)
-        await stands_still(worker)
+        await stands_still(first)
         proxy.mute()
-        go_on(worker)
+        go_on(first)
         await ended(bus, run, task=task)  # stored, and the worker does not hear of it
         proxy.cut()
         proxy.heal()
-        await worker.says("run succeeded")
+        await first.says("run succeeded")
         await eventually(lambda: queue_is_empty(bus))
-        assert "run fenced" not in worker.output
+        assert "run fenced" not in first.output
     assert await changes(bus, task) == [Change.CREATED, Change.CLAIMED, Change.CONCLUDED]
     assert len(processes.executions()) == 1
 
@@ -134,12 +134,12 @@ async def test_a_worker_cut_off_past_ack_wait_is_fenced(
 
 
 async def test_a_command_that_cannot_be_run_is_one_dead_letter_though_its_worker_dies(
-    bus: Bus, processes: Processes, task: int
+    bus: Bus, processes: Processes, settings: Settings, task: int
 ) -> None:
     await publish_command(bus, f"run-{task}", task=task)  # for a task that there is not
     await died(processes.worker(f"{Point.DEAD_LETTER_STORED}:kill"))
-    processes.worker()
-    await eventually(lambda: queue_is_empty(bus))
+    async with worker(bus, app, settings):
+        await eventually(lambda: queue_is_empty(bus))
     subject = f"tasks.dlq.{CHAIN}.{task}"
     info = await bus.js.stream_info(subjects.DEADLETTERS, subjects_filter=subject)
     assert info.state.subjects == {subject: 1}
@@ -147,7 +147,7 @@ async def test_a_command_that_cannot_be_run_is_one_dead_letter_though_its_worker
 
 @pytest.mark.parametrize("point", [f"{Point.CHUNK_STORED}:kill:2", f"{Point.BEFORE_FILE}:kill"])
 async def test_half_a_file_is_never_seen_and_goes_with_the_next_attempt(
-    bus: Bus, processes: Processes, task: int, point: str
+    bus: Bus, processes: Processes, settings: Settings, task: int, point: str
 ) -> None:
     run, before = f"run-{task}", await objects(bus)
     file = File(CHAIN, task, run, f"Numbers_Export-{task}.csv")
@@ -156,8 +156,8 @@ async def test_half_a_file_is_never_seen_and_goes_with_the_next_attempt(
     await died(processes.worker(point))
     assert await objects(bus) > before
     assert await artifacts.get(bus, file.object_name) is None
-    processes.worker()
-    document = await ended(bus, run, task=task)
+    async with worker(bus, app, settings):
+        document = await ended(bus, run, task=task)
     content = await artifacts.get(bus, file.object_name)
     assert document.task.result == {"rows": ROWS, "bytes": len(content), "file": file.name}
     assert [row["number"] for row in csv.DictReader(io.StringIO(content.decode()))] == [str(n) for n in range(ROWS)]

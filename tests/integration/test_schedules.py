@@ -556,7 +556,7 @@ async def test_what_is_due_waits_until_there_is_room_for_events(
     assert ended.run.tick.due == due
 
 
-# --- several forwarders (for those that die see tests/crash) --------------------------------------------------------------------
+# --- several forwarders; for those that die see tests/crash ---------------------------------------------
 
 
 async def test_two_forwarders_at_once_run_every_tick_once(bus: Bus, app: App, settings: Settings) -> None:
