@@ -23,7 +23,7 @@ from tests.crash.test_adapter import ends
 from tests.support import CHAIN, TOKEN, Broker, connected, eventually, make_task, worker
 
 SHORT = {"Prefer": "wait=1"}
-CLIENTS = 300
+CLIENTS = 100
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ async def is_known(http: httpx.AsyncClient, task: int) -> bool:
     return (await http.get(f"/tasks/{task}")).is_success
 
 
-async def test_hundreds_of_clients_come_back_to_a_broker_that_was_killed(
+async def test_a_hundred_clients_come_back_to_a_broker_that_was_killed(
     bus: Bus, broker: Broker, thawed: None, http: httpx.AsyncClient, settings: Settings, app: App, runs: list[str],
     task: int,
 ) -> None:  # fmt: skip
@@ -137,9 +137,9 @@ async def test_hundreds_of_clients_come_back_to_a_broker_that_was_killed(
     try:
         assert await asyncio.wait_for(clients.stdout.readline(), 20) == b"connected\n"
         broker.kill()
-        assert await asyncio.wait_for(clients.stdout.readline(), 10) == b"gone\n"
+        assert await asyncio.wait_for(clients.stdout.readline(), 20) == b"gone\n"
         broker.start()
-        assert await asyncio.wait_for(clients.stdout.readline(), 10) == b"back\n"
+        assert await asyncio.wait_for(clients.stdout.readline(), 20) == b"back\n"
         async with anew(settings) as back, worker(back, app, settings):
             answer = await http.post(**call_of(task))
         await is_one_run(settings, app, runs, answer, task)
