@@ -116,7 +116,7 @@ async def test_a_frozen_broker_is_503_in_time_and_costs_nothing(
     began = time.monotonic()
     unknown = await http.post(**call_of(task, **SHORT))
     assert (unknown.status_code, unknown.json()["code"]) == (503, "not_accepted")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4, "as long as the caller wanted to wait, and a look at the clock"
     os.kill(broker.process.pid, signal.SIGCONT)
     async with worker(bus, app, settings):
         answer = await http.post(**call_of(task))

@@ -96,7 +96,7 @@ async def test_an_end_whose_confirmation_is_lost_is_recognised(
 async def test_a_frozen_worker_that_wakes_before_the_next_claim_ends_its_run(
     bus: Bus, processes: Processes, task: int
 ) -> None:
-    run = await probe_task(bus, processes, task, seconds=0.5)
+    run = await probe_task(bus, processes, task, seconds=1)
     first = processes.worker()
     await publish_command(bus, run, task=task)
     await processes.execution_begins()
@@ -115,7 +115,7 @@ async def test_a_frozen_worker_that_wakes_before_the_next_claim_ends_its_run(
 async def test_a_worker_cut_off_past_ack_wait_is_fenced(
     bus: Bus, processes: Processes, settings: Settings, task: int
 ) -> None:
-    run = await probe_task(bus, processes, task, seconds=0.5)
+    run = await probe_task(bus, processes, task, seconds=1)
     async with proxied(settings) as proxy:
         first = processes.worker(proxy=proxy)
         await publish_command(bus, run, task=task)
