@@ -98,6 +98,7 @@ async def test_a_command_that_a_broker_stored_before_it_died_is_found_again(
             go_on(adapter)
             held = await eventually(lambda: commands.outstanding(bus, CHAIN, task), what="the command is stored")
             broker.kill()
+            proxy.cut()  # and with it what the broker said last
             proxy.heal()
             broker.start()
             async with anew(settings) as back, worker(back, app, settings):
