@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,10 +13,10 @@ from runwire.domain.schedule import schedule_of
 from runwire.failpoints import Point
 from runwire.messaging import subjects
 from runwire.messaging.broker import Bus
+from runwire.scheduler.forwarder import Forwarder
 from runwire.settings import Settings
 from tests.crash.app import app
 from tests.crash.processes import Processes, died
-from tests.integration.test_schedules import scheduling
 from tests.support import eventually, history, make_task, queue_is_empty, worker
 
 
@@ -30,13 +32,24 @@ async def test_a_tick_whose_forwarder_dies_at_any_step_is_one_run(
     begin = created.task.state.created_date
     due = list(schedule_of(created.task.trigger, created=begin).ticks(begin, end + timedelta(seconds=1)))
     await died(dying)
-    async with worker(bus, app, settings), scheduling(bus, settings):
+    async with worker(bus, app, settings), forwarding(bus, settings):
         await eventually(lambda: all_dealt_with(bus, task, len(due)), within=30, what="every tick is dealt with")
     # The one that was in hand has run; while its command was with the dead worker others may have been skipped.
     ran, skipped = await ticks(bus, task)
     assert ran[0] == due[0]
     assert sorted(ran + skipped) == due
     assert len(processes.executions()) == len(ran)
+
+
+@asynccontextmanager
+async def forwarding(bus: Bus, settings: Settings) -> AsyncIterator[None]:
+    """A forwarder alone: a whole scheduler would also look for alarms that are missing, and set them."""
+    forwarder = Forwarder(bus, settings)
+    await forwarder.start()
+    try:
+        yield
+    finally:
+        await forwarder.stop()
 
 
 async def all_dealt_with(bus: Bus, task: int, number: int) -> bool:
