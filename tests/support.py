@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -106,6 +107,11 @@ class Broker:
         """kill -9 and start again on the same store and port."""
         self.kill()
         self.start()
+
+
+def let_no_file_grow(pid: int) -> None:
+    """From now on every write of a process beyond the first byte of a file fails, as on a full disk (Linux)."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 
 
 async def connected(settings: Settings) -> Bus:

@@ -62,6 +62,12 @@ class Supervisor:
         self._children.append(child)
         self._keepers.append(asyncio.create_task(self._keep(child)))
 
+    def restart(self, name: str) -> None:
+        """Terminate a child; it is started again when it has ended, as one that died is."""
+        for child in self._children:
+            if child.name == name and not self._stopping:
+                _signal(child, signal.SIGTERM)
+
     async def stop(self, names: Sequence[str], *, patience: float) -> None:
         """Terminate these children and wait for them; what is left after ``patience`` seconds is killed."""
         self._stopping = True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,10 +22,18 @@ from runwire.process import EXIT_SETUP
 from runwire.settings import Settings
 from runwire.supervisor import Child, Supervisor
 
+log = logging.getLogger("runwire.up")
+
 PATIENCE = 60
 """Seconds after which a start that does not come to an end is spoken of."""
 BROKER_PATIENCE = 10
 """Seconds the broker may take to stop."""
+HEALTH_INTERVAL = 2
+"""Seconds between two looks at whether the broker can write."""
+ROOM = 32 << 20
+"""Bytes that have to be free before a broker whose disk was full is started anew."""
+RESTART_PAUSE = 20
+"""Seconds more until it is started anew once again."""
 
 
 def run_up(settings: Settings) -> None:
@@ -49,11 +59,12 @@ async def _run(settings: Settings, broker: Embedded | None, began: float) -> Non
             embedded.write_private(embedded.running_url_path(settings), broker.url + "\n")
         for child in children:
             supervisor.start(child)
-        ready = asyncio.create_task(_announce(settings, broker, children, began))
-        stopping = asyncio.create_task(stop.wait())
-        failing = asyncio.create_task(supervisor.failed.wait())
-        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
-        for task in (ready, stopping, failing):
+        tasks = [asyncio.create_task(_announce(settings, broker, children, began))]
+        if broker is not None:
+            tasks.append(asyncio.create_task(_keep_writing(settings, broker, supervisor)))
+        ending = [asyncio.create_task(wait()) for wait in (stop.wait, supervisor.failed.wait)]
+        await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, *ending):
             task.cancel()
         if supervisor.failed.is_set():
             sys.exit(EXIT_SETUP)  # the child has said why; the others are not worth a goodbye
@@ -62,6 +73,34 @@ async def _run(settings: Settings, broker: Embedded | None, began: float) -> Non
         await supervisor.stop(["nats-server"], patience=BROKER_PATIENCE)
     finally:
         await supervisor.close()
+
+
+async def _keep_writing(settings: Settings, broker: Embedded, supervisor: Supervisor) -> None:
+    """Start the broker anew when its disk has refused a write and there is room again: it would not recover."""
+    import nats  # noqa: PLC0415 - takes a while; the children are started first
+
+    from runwire.messaging import health  # noqa: PLC0415 - as above
+
+    client = await nats.connect(broker.url, max_reconnect_attempts=-1, reconnect_time_wait=1, error_cb=_ignore)
+    try:
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL)
+            wrong = await health.write_error(client)
+            if wrong is None:
+                continue
+            if shutil.disk_usage(settings.data_dir / "nats").free < ROOM:
+                log.error("the broker cannot write to its disk: %s", wrong, extra={"action": "disk_full"})
+                continue
+            log.warning("the broker could not write to its disk (%s), starting it anew", wrong,
+                        extra={"action": "broker_restarted"})  # fmt: skip
+            supervisor.restart("nats-server")
+            await asyncio.sleep(RESTART_PAUSE)
+    finally:
+        await client.close()
+
+
+async def _ignore(_error: Exception) -> None:
+    """A broker that is away comes back: the supervisor sees to it."""
 
 
 def _children(settings: Settings, broker: Embedded | None) -> list[Child]:

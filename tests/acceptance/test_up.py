@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import httpx
 import nats
 import pytest
 
-from tests.support import TOKEN, Runwire, eventually, free_port, is_alive
+from tests.support import TOKEN, Runwire, eventually, free_port, is_alive, let_no_file_grow
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.acceptance.actions:app"
@@ -149,6 +149,18 @@ async def test_a_child_that_dies_is_started_again(tmp_path: Path, name: str) -> 
             return answer.status_code == 200
 
         await eventually(works, within=30)
+
+
+async def test_a_broker_whose_disk_was_full_is_started_anew_when_there_is_room(tmp_path: Path) -> None:
+    async with running(tmp_path, "--app", APP) as service:
+        task = await service.probe_task()
+        let_no_file_grow(service.up.children()["nats-server"])
+        with suppress(httpx.ReadTimeout):
+            await service.http.post(f"/tasks/{task}/execute", timeout=0.3)
+        await service.up.says("the broker could not write to its disk (file too large), starting it anew")
+        answer = await service.http.post(f"/tasks/{task}/execute", params={"if_running": "queue"})
+        assert (answer.status_code, answer.json()["code"]) == (200, "DONE")
+        assert (await service.http.get("/readyz")).status_code == 200
 
 
 async def test_a_worker_killed_in_the_middle_of_a_run_costs_the_caller_nothing(tmp_path: Path) -> None:

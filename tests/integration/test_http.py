@@ -29,6 +29,7 @@ from tests.support import (
     events_nearly_full,
     eventually,
     history,
+    let_no_file_grow,
     lifecycle_now,
     make_task,
     publish_command,
@@ -334,6 +335,32 @@ async def test_a_draining_adapter_answers_its_waiting_calls_with_202(http: httpx
     is_problem(await http.post(f"/tasks/{task}/execute"), 503, "draining")
     assert (await http.get("/readyz")).status_code == 503
     assert (await http.get("/livez")).status_code == 200
+
+
+async def test_a_broker_that_cannot_write_is_503_at_once_and_not_ready_until_it_is_started_anew(
+    http: httpx.AsyncClient, broker: Broker
+) -> None:
+    task = await create(http)
+    let_no_file_grow(broker.process.pid)
+    answer = await http.post(f"/tasks/{task}/execute", headers={"Prefer": "wait=0"})
+    is_problem(answer, 503, "not_accepted")
+    await eventually(lambda: http.services.pressure.broken, what="the adapter has looked at the streams")
+    ready = await http.get("/readyz?verbose")
+    assert ready.status_code == 503
+    assert ready.json()["checks"]["streams"] == "the broker cannot write to its disk: file too large"
+    for call in (
+        http.post(f"/tasks/{task}/execute"),
+        http.post("/tasks", json=BODY),
+        http.patch(f"/tasks/{task}", json={"desc": "new"}, headers={"Content-Type": "application/merge-patch+json"}),
+    ):
+        refused = await asyncio.wait_for(call, 1)
+        is_problem(refused, 503, "not_accepted")
+        assert "cannot write to its disk (file too large); nothing was stored" in refused.json()["detail"]
+    broker.restart()
+    await eventually(lambda: not http.services.pressure.broken, what="the adapter has looked at the streams")
+    answer = await http.post(f"/tasks/{task}/execute", headers={"Prefer": "respond-async"})
+    assert answer.status_code == 202
+    assert (await http.get("/readyz")).status_code == 200
 
 
 async def test_a_broker_that_is_away_is_503_with_retry_after(http: httpx.AsyncClient, broker: Broker) -> None:

@@ -31,7 +31,7 @@ from runwire.http.keeper import KeyKeeper
 from runwire.http.limits import CountingAuthenticator, Outstanding, Rates
 from runwire.http.protocol import GuardedProtocol
 from runwire.http.services import Pressure, Services
-from runwire.messaging import deadletters, janitor, site, streams, subjects
+from runwire.messaging import deadletters, health, janitor, site, streams, subjects
 from runwire.messaging.audit import Refusals
 from runwire.messaging.broker import UNAVAILABLE, Bus
 from runwire.messaging.callout import Callout
@@ -271,18 +271,24 @@ async def _pressure(bus: Bus) -> Pressure:
         limit = info.config.max_bytes or 0
         shares[stream] = info.state.bytes / limit if limit > 0 else 0.0
     fullest = max(shares, key=lambda stream: shares[stream])
-    return Pressure(fullest, shares[fullest], shares[subjects.EVENTS])
+    # Where there are several copies, those that can be written decide.
+    broken = await health.write_error(bus.nc) if bus.settings.nats_replicas == 1 else None
+    return Pressure(fullest, shares[fullest], shares[subjects.EVENTS], broken=broken)
 
 
 def _checks(services: Services, projector: Projector) -> dict[str, str | None]:
     """The readiness checks and what is wrong with each."""
     return {
         "broker": None if services.bus.is_connected else "not connected",
-        "streams": services.pressure.missing,
+        "streams": services.pressure.missing or _cannot_write(services.pressure),
         "projector": None if projector.is_running else "stopped",
         "read_model": projector.trouble,
         "draining": "stopping" if services.draining else None,
     }
+
+
+def _cannot_write(pressure: Pressure) -> str | None:
+    return None if pressure.broken is None else f"the broker cannot write to its disk: {pressure.broken}"
 
 
 def affordable_connections(wanted: int) -> int:

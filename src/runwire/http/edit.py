@@ -28,7 +28,6 @@ from runwire.failpoints import Point
 from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
 from runwire.http.etag import ETAG, IF_MATCH, IfMatch, etag, if_match
-from runwire.http.execute import FULL
 from runwire.http.lookup import find_task, task_id
 from runwire.http.query import Query, parse_query
 from runwire.http.schemas import TaskPatch, TaskView, json_bytes, parse_patch, patched, task_view
@@ -59,8 +58,7 @@ async def edit_task(request: Request) -> Response:
     condition = if_match(request)
     patch = parse_patch(await read_body(request))
     _refuse_when_stopping(parts)
-    if parts.pressure.events >= FULL:
-        raise NotAccepted("The event stream is nearly full; nothing was stored.")
+    parts.pressure.require_room()
     chain = document.task.chain
     for _ in range(ROUNDS):
         head = await _load(parts.bus, chain, task)

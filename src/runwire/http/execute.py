@@ -49,8 +49,6 @@ from runwire.http.tracing import TRACE, trace_of
 from runwire.http.waiting import Call
 
 PATH = "/tasks/{id}/execute"
-FULL = 0.85
-"""Share of EVENTS beyond which no new runs are taken: the rest is for the ends of those that were accepted."""
 
 
 class ExecuteQuery(Query):
@@ -111,8 +109,7 @@ def require_open(parts: Services) -> None:
     """Raise Draining or NotAccepted unless runs are taken at the moment."""
     if parts.draining:
         raise Draining("This adapter is stopping; try again.")
-    if parts.pressure.events >= FULL:
-        raise NotAccepted("The event stream is nearly full; nothing was stored.")
+    parts.pressure.require_room()
 
 
 async def _claim(call: Call, token: str, key: str) -> RunKey:

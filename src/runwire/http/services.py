@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from runwire.artifacts import Links
+from runwire.domain.errors import NotAccepted
 from runwire.http.auth import Authenticator
 from runwire.http.catalogue import Catalogue
 from runwire.http.limits import Outstanding, Rates
@@ -27,6 +28,10 @@ LONGEST_LAG = 10.0
 """Seconds the answer to a write waits for this adapter's read model to hold it."""
 
 
+FULL = 0.85
+"""Share of EVENTS beyond which no new runs are taken: the rest is for the ends of those that were accepted."""
+
+
 @dataclass
 class Pressure:
     """How full the streams are; looked at every few seconds."""
@@ -39,6 +44,15 @@ class Pressure:
     """How full EVENTS is, 0 to 1."""
     missing: str | None = None
     """A stream that is not there, though it has to be."""
+    broken: str | None = None
+    """Why the broker cannot store anything; None: it can, or nobody knows."""
+
+    def require_room(self) -> None:
+        """Raise NotAccepted unless something new can be stored, and what will come of it."""
+        if self.broken is not None:
+            raise NotAccepted(f"The broker cannot write to its disk ({self.broken}); nothing was stored.")
+        if self.events >= FULL:
+            raise NotAccepted("The event stream is nearly full; nothing was stored.")
 
 
 @dataclass

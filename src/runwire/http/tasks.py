@@ -17,7 +17,6 @@ from runwire.http import creation, idempotency
 from runwire.http.body import read_body
 from runwire.http.endpoint import TASK_ID, Answer, Endpoint
 from runwire.http.etag import ETAG, etag
-from runwire.http.execute import FULL
 from runwire.http.idempotency import IDEMPOTENCY_KEY, REPLAYED
 from runwire.http.lookup import find_task, readable_chains, task_id
 from runwire.http.paging import PAGING, page_headers
@@ -58,8 +57,7 @@ async def create_task(request: Request) -> Response:
     principal.require(AccessLevel.MANAGER, body.chain)
     if parts.draining:
         raise Draining("This adapter is stopping; try again.")
-    if parts.pressure.events >= FULL:
-        raise NotAccepted("The event stream is nearly full; nothing was stored.")
+    parts.pressure.require_room()
     if key is None:
         created = await creation.create(parts, body, by=principal.token)
     else:

@@ -80,6 +80,8 @@ OURSELVES = tuple(f"$SRV.{verb}{kind}" for verb in ("PING", "INFO") for kind in 
 """Where clients ask which services there are, and we answer, too (ADR-32)."""
 ACCOUNTS = "$SYS.REQ.SERVER.PING.ACCOUNTZ"
 """Where the servers tell which accounts they have."""
+HEALTH = "$SYS.REQ.SERVER.PING.HEALTHZ"
+"""Where the servers tell whether their streams are well."""
 
 TOKENS_BUCKET = "runwire-tokens"
 TOKENS_STREAM, ALL_TOKENS = f"KV_{TOKENS_BUCKET}", f"$KV.{TOKENS_BUCKET}.*"
