@@ -138,6 +138,19 @@ async def skipped(bus: Bus, times: int = 1, *, task: int = 1) -> list[Document]:
 # --- firing ----------------------------------------------------------------------------------------------
 
 
+async def test_a_tick_that_has_rung_is_run_even_if_the_workers_clock_is_behind(
+    bus: Bus, settings: Settings, app: App
+) -> None:
+    scheduler = Scheduler(bus, settings, clock=lambda: now() - timedelta(days=2))
+    await scheduler.start()
+    try:
+        async with worker(bus, app, settings):
+            await make_task(bus, trigger={"once": soon(0.5)})
+            assert len(await eventually(lambda: runs(bus), within=3)) == 1
+    finally:
+        await scheduler.stop()
+
+
 async def test_a_task_runs_once_at_its_time_and_not_before(
     bus: Bus, app: App, settings: Settings, scheduler: Scheduler
 ) -> None:

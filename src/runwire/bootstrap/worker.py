@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
-from datetime import UTC, datetime
 
 import uvloop
 from faststream import FastStream
@@ -13,6 +12,7 @@ from faststream import FastStream
 from runwire.app import App, load_app
 from runwire.messaging import streams
 from runwire.messaging.broker import Bus
+from runwire.messaging.clock import BrokerClock
 from runwire.process import calm_garbage_collector, notify_ready
 from runwire.scheduler.scheduler import Scheduler
 from runwire.settings import Settings, load
@@ -34,7 +34,7 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     vault = Vault(chosen.secrets)
     bus = Bus(chosen, "runwire worker")
     worker = FastStream(bus.broker, logger=None)
-    parts: list[Consumer | Scheduler | Announcer | WebHooks] = []
+    parts: list[BrokerClock | Consumer | Scheduler | Announcer | WebHooks] = []
     capturing = ExitStack()
 
     @worker.on_startup
@@ -46,9 +46,10 @@ def worker_app(settings: Settings | None = None, app: App | None = None) -> Fast
     async def begin() -> None:
         capturing.enter_context(capture.installed(vault.conceal))
         actions = builtin_actions(bus, own)
-        consumer = Consumer(bus, Executor(bus, actions, chosen, vault=vault), chosen)
-        scheduler = Scheduler(bus, chosen)
-        for part in (consumer, scheduler, WebHooks(bus), Announcer(bus, actions, clock=lambda: datetime.now(UTC))):
+        clock = BrokerClock(bus)
+        consumer = Consumer(bus, Executor(bus, actions, chosen, vault=vault, clock=clock), chosen)
+        scheduler = Scheduler(bus, chosen, clock=clock)
+        for part in (clock, consumer, scheduler, WebHooks(bus), Announcer(bus, actions, clock=clock)):
             parts.append(part)
             await part.start()
         log.info("worker ready, %d slots, actions: %s", chosen.worker_slots, ", ".join(sorted(actions.actions)),

@@ -136,8 +136,8 @@ class Forwarder:
             log.error("%s is garbled: %s", message.subject, undecodable, extra={"action": "undecodable"})
             await align(self._bus, chain, task, now=self._clock())
             return
-        again = message.metadata.num_delivered > 1
-        await self._forwarding.forward(chain, task, alarm, again=again, on_wait=self._wait_aside)
+        rang, again = message.metadata.timestamp, message.metadata.num_delivered > 1
+        await self._forwarding.forward(chain, task, alarm, rang=rang, again=again, on_wait=self._wait_aside)
 
     def _wait_aside(self) -> None:
         """The alarm in hand waits for its task: make room for another one."""

@@ -57,11 +57,14 @@ class Forwarding:
         self.key = b""
         """The installation's key, which the run ids derive from."""
 
-    async def forward(self, chain: int, task: int, alarm: Alarm, *, again: bool, on_wait: Callable[[], None]) -> None:
+    async def forward(
+        self, chain: int, task: int, alarm: Alarm, *, rang: datetime, again: bool, on_wait: Callable[[], None]
+    ) -> None:
         """Do what the alarm asks for, as far as it is still to be done.
 
-        ``again``: it was delivered before. ``on_wait`` is called when this will take as long as a run does. Raises
-        NotAccepted (later) or one of UNAVAILABLE.
+        ``rang``: when it did, by the broker's clock, which is not earlier now. ``again``: it was delivered before.
+        ``on_wait`` is called when this will take as long as a run does. Raises NotAccepted (later) or one of
+        UNAVAILABLE.
         """
         if again and await self._has_gone_on(chain, task, alarm):
             return
@@ -70,7 +73,7 @@ class Forwarding:
         if document is None or plan is None or plan.version != alarm.version:
             return  # the task was changed: its alarm has been set anew, or will be
         await self._require_room()
-        turn = ticks.turn(plan, alarm, now=self._clock())
+        turn = ticks.turn(plan, alarm, now=max(rang, self._clock()))
         begun = await self._handed_over(plan, alarm) if again else None
         if begun is not None:
             turn = Turn(begun, until=begun, making_up_until=alarm.making_up_until)

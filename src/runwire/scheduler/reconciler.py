@@ -95,12 +95,12 @@ async def reconcile(bus: Bus, *, clock: Callable[[], datetime] = _now) -> Report
     return Report(len(plans), pending, done[Aligned.SET], done[Aligned.MOVED], done[Aligned.REMOVED])
 
 
-async def keep_reconciled(bus: Bus) -> None:
+async def keep_reconciled(bus: Bus, *, clock: Callable[[], datetime] = _now) -> None:
     """Look now, and then every INTERVAL seconds, for as long as the process runs."""
     while True:
         began = time.monotonic()
         with suppress(*UNAVAILABLE, NatsError, JetStreamError, NotAccepted):
-            report = await reconcile(bus)
+            report = await reconcile(bus, clock=clock)
             repaired = report.set + report.moved + report.removed
             log.log(
                 logging.WARNING if repaired else logging.INFO,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 from runwire.messaging.broker import Bus
 from runwire.scheduler.forwarder import Forwarder
@@ -11,21 +13,26 @@ from runwire.scheduler.setter import Setter
 from runwire.settings import Settings
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Scheduler:
     """Setter, forwarder and reconciler of one process."""
 
-    def __init__(self, bus: Bus, settings: Settings) -> None:
-        """Nothing runs before :meth:`start`."""
+    def __init__(self, bus: Bus, settings: Settings, *, clock: Callable[[], datetime] = _now) -> None:
+        """Nothing runs before :meth:`start`. ``clock`` tells the time in UTC."""
         self._bus = bus
-        self._setter = Setter(bus, settings)
-        self._forwarder = Forwarder(bus, settings)
+        self._clock = clock
+        self._setter = Setter(bus, settings, clock=clock)
+        self._forwarder = Forwarder(bus, settings, clock=clock)
         self._reconciler: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to set and to forward alarms."""
         await self._forwarder.start()
         await self._setter.start()
-        self._reconciler = asyncio.create_task(keep_reconciled(self._bus))
+        self._reconciler = asyncio.create_task(keep_reconciled(self._bus, clock=self._clock))
 
     async def stop(self) -> None:
         """Hand over to the other workers. May be called before :meth:`start`, and twice."""
