@@ -56,7 +56,7 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     console.print(f"seed {seed}, logs and streams in {folder}")
-    with _telling(console) as tell:
+    with telling(console) as tell:
         attempt = Trial(
             seed=seed, seconds=QUICK_SECONDS if quick else seconds, http=http, bus=bus, adapters=adapters,
             workers=workers, tasks=tasks, tell=tell,
@@ -74,7 +74,7 @@ def main(
 
 
 @contextmanager
-def _telling(console: Console) -> Iterator[Callable[[str], None]]:
+def telling(console: Console) -> Iterator[Callable[[str], None]]:
     """A line for everything that happens, and on a terminal how long it has been going on."""
     began = time.monotonic()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -39,12 +39,25 @@ class Callers:
     """Everybody who calls, as tasks of one event loop."""
 
     def __init__(
-        self, stack: Stack, chain: int, tasks: list[int], seed: int, note: Callable[[Call], None], *, pause: float = 0.1
+        self,
+        stack: Stack,
+        chain: int,
+        tasks: list[int],
+        seed: int,
+        note: Callable[[Call], None],
+        *,
+        ticking: Collection[int] = (),
+        pause: float = 0.1,
     ) -> None:
-        """``tasks``: those that are called; ``note`` is given every call; ``pause``: seconds between two, at most."""
+        """``tasks``: those that are called, some of which are ``ticking``: they run by themselves as well.
+
+        ``note`` is given every call; ``pause``: seconds between two, at most.
+        """
         self._stack = stack
         self._chain = chain
         self._tasks = tasks
+        # Of a task that runs every second a document soon remembers none of the runs that were asked for.
+        self._repeatable = [task for task in tasks if task not in ticking]
         self._dice = random.Random(seed)
         self._pause = pause
         self._note = note
@@ -245,7 +258,7 @@ class Callers:
         while self._open:
             await asyncio.sleep(self._dice.uniform(0.05, 0.2))
             client = await self._connected(client)
-            task = self._dice.choice(self._tasks)
+            task = self._dice.choice(self._repeatable)
             earlier = [run for door, run in list(self._recent[task])[:-1] if door == "bus"]
             if client is None or not earlier:
                 continue

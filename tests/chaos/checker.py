@@ -294,7 +294,7 @@ class _Checker:
         if call.outcome != "accepted":
             return
         if call.what == "edit":
-            found = [step for step in self._by_task[call.task] if step.version == call.version]
+            found = [step for step in self._by_task.get(call.task, ()) if step.version == call.version]
             if not found or found[0].change != "edited" or found[0].desc != call.desc:
                 self._bad(Rule.WRITE_LOST, f"task {call.task}: the edit that made version {call.version}")
             return
@@ -339,7 +339,7 @@ class _Checker:
             else:
                 begun[execution.run][execution.attempt] += 1
         for run, end in self._ends.items():
-            if end is None or end.run is None or end.run["code"] != "DONE":
+            if end is None or end.run is None or end.run["code"] != "DONE" or end.task in self._plan.untraced:
                 continue
             attempt, result = end.run["attempt"], end.run["result"] or {}
             if (run, attempt) not in finished:

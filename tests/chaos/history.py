@@ -33,6 +33,8 @@ class Plan(Record):
     """Accepted runs below which the verdict is worth nothing."""
     faults: list[str] = []
     """Kinds of faults, each of which has to have happened."""
+    untraced: list[int] = []
+    """Tasks whose action leaves no trace outside of the system."""
 
 
 class Call(Record):

@@ -8,6 +8,7 @@ promise that it is expected to break; 1 otherwise.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,9 +24,10 @@ from rich.console import Console
 from benchmarks.children import ChildFailed
 from tests.chaos import trial
 from tests.chaos.checker import Rule, Verdict, check
-from tests.chaos.mutated import MUTANTS
 from tests.chaos.trial import Trial
 
+NO_FSYNC = "no-fsync"
+"""A broker that acknowledges before it flushes; only a power cut tells, which needs root."""
 TASKS = 20
 """Few, so that each is called often."""
 
@@ -64,19 +66,23 @@ HUNTS = {
 }
 
 
+KNOWN = [*HUNTS, NO_FSYNC]
+
+
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(MUTANTS)}; all when none is given.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(KNOWN)}; all when none is given.")] = None,
     seed: Annotated[int, typer.Option(help="Of the dice.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="How long each is hunted.")] = 10,
     at_once: Annotated[int, typer.Option(min=1, help="Hunts that go on at the same time.")] = 2,
 ) -> None:
     """Break the system in every way that is known, and see that the checker notices."""
     console = Console(highlight=False, soft_wrap=True)
-    chosen = names or list(HUNTS)
+    chosen = names or KNOWN
     began = time.monotonic()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        is_well, escaped = runner.run(_hunt(console, chosen, seed, seconds, at_once))
-    caught = f"{len(chosen) - len(escaped)} of {len(chosen)} mutants caught"
+        is_well, hunted = runner.run(_hunt(console, chosen, seed, seconds, at_once))
+    escaped = [name for name, is_caught in hunted.items() if not is_caught]
+    caught = f"{len(hunted) - len(escaped)} of {len(hunted)} mutants caught"
     console.print(f"seed {seed}: {caught}, {time.monotonic() - began:.0f} s")
     if escaped:
         console.print(f"got away: {', '.join(escaped)}")
@@ -86,20 +92,23 @@ def main(
 
 async def _hunt(
     console: Console, names: Sequence[str], seed: int, seconds: float, at_once: int
-) -> tuple[bool, list[str]]:
-    """Whether the system as it is came through, and which mutants got away."""
+) -> tuple[bool, dict[str, bool]]:
+    """Whether the system as it is came through, and which mutants were caught, of those that can be hunted here."""
     places = asyncio.Semaphore(at_once)
 
     async def is_well() -> bool:
+        ordinary = [name for name in names if name in HUNTS]
         async with places:
-            return await _is_well(console, names, seed, seconds)
+            return not ordinary or await _is_well(console, ordinary, seed, seconds)
 
-    async def is_caught(name: str) -> bool:
+    async def is_caught(name: str) -> bool | None:
         async with places:
+            if name == NO_FSYNC:
+                return await _loses_what_it_acknowledged(console, seed)
             return await _is_caught(console, name, seed, seconds)
 
-    well, *caught = await asyncio.gather(is_well(), *map(is_caught, names))
-    return well, [name for name, is_ours in zip(names, caught, strict=True) if not is_ours]
+    well, caught = await asyncio.gather(is_well(), asyncio.gather(*map(is_caught, names)))
+    return well, {name: found for name, found in zip(names, caught, strict=True) if found is not None}
 
 
 async def _is_well(console: Console, names: Sequence[str], seed: int, seconds: float) -> bool:
@@ -129,6 +138,25 @@ async def _is_caught(console: Console, name: str, seed: int, seconds: float) -> 
         console.print(f"{name}: NOT noticed {where}")
         return False
     console.print(f"{name}: {found[0].rule} ({len(found)} times {where}): {found[0].detail}")
+    return True
+
+
+async def _loses_what_it_acknowledged(console: Console, seed: int) -> bool | None:
+    """Whether the power cut of ``tests.faults`` notices a broker that does not flush; None: not to be made here."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "tests.faults", "--mutant", NO_FSYNC, "--cuts", "1", "--seed", str(seed)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = await process.communicate()
+    lines = said.decode().splitlines() or [""]
+    if process.returncode == 2:
+        console.print(f"{NO_FSYNC}: skipped: {lines[-1].removeprefix('make faults ')}")
+        return None
+    broken = [line.removeprefix("BROKEN").strip() for line in lines if line.startswith("BROKEN")]
+    where = f"{time.monotonic() - began:.0f} s"
+    if process.returncode != 1 or not broken:
+        console.print(f"{NO_FSYNC}: NOT noticed in {where}: {lines[-1]}")
+        return False
+    console.print(f"{NO_FSYNC}: {broken[0]}, {where}")
     return True
 
 

@@ -32,13 +32,28 @@ STARTING = 60.0
 class Stack:
     """Everything that is tried, under one folder."""
 
+    app = "tests.chaos.probe:app"
+    """What the workers know."""
+
     def __init__(
-        self, children: Children, folder: Path, *, adapters: int = 2, workers: int = 3, mutant: str | None = None
+        self,
+        children: Children,
+        folder: Path,
+        *,
+        adapters: int = 2,
+        workers: int = 3,
+        mutant: str | None = None,
+        sync: str = "always",
+        store_bytes: int = STORE_BYTES,
     ) -> None:
-        """Nothing runs yet. ``mutant``: how adapters and workers are broken; None: they are not."""
+        """Nothing runs yet.
+
+        ``mutant``: how adapters and workers are broken; None: they are not. ``sync``: when the broker flushes to disk.
+        """
         self._children = children
         self._folder = folder
-        self._broker = embedded.prepare(load(data_dir=folder / "broker", nats_sync="always", store_bytes=STORE_BYTES))
+        self._store_bytes = store_bytes
+        self._broker = embedded.prepare(load(data_dir=folder / "broker", nats_sync=sync, store_bytes=store_bytes))
         self._broker_port = int(self._broker.url.rpartition(":")[2])
         self._entry = ["-m", "runwire"] if mutant is None else ["-m", "tests.chaos.mutated", mutant]
         self._names = {
@@ -71,7 +86,7 @@ class Stack:
     @property
     def settings(self) -> Settings:
         """For a connection of our own, past all proxies."""
-        return load(nats_url=self._broker.url, data_dir=self._folder / "rebuilt", store_bytes=STORE_BYTES)
+        return load(nats_url=self._broker.url, data_dir=self._folder / "rebuilt", store_bytes=self._store_bytes)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -188,7 +203,7 @@ class Stack:
 
     async def rebuild(self) -> None:
         """``runwire rebuild`` into a folder of its own. Raises ChildFailed."""
-        env = self._env("rebuilt") | {"RUNWIRE_NATS_URL": self._broker.url}
+        env = self._env("rebuilt") | {"RUNWIRE_NATS_URL": str(self.settings.nats_url)}
         with self.log("rebuilt").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "runwire", "rebuild", env=env, stdout=log, stderr=log
@@ -205,15 +220,18 @@ class Stack:
             await asyncio.sleep(0.1)
 
     def _start(self, name: str) -> None:
+        self._children.start(name, self._argv(name), self._env(name), log=self.log(name))
+
+    def _argv(self, name: str) -> list[str]:
         if name == BROKER:
-            self._children.start(name, self._broker.argv, self._broker.env, log=self.log(name))
-            return
+            return self._broker.argv
         python = [sys.executable, *self._entry]
-        role = name.partition("-")[0]
-        own = ["adapter"] if role == "adapter" else ["worker", "--app", "tests.chaos.probe:app"]
-        self._children.start(name, [*python, *own], self._env(name), log=self.log(name))
+        own = ["adapter"] if name.startswith("adapter") else ["worker", "--app", self.app]
+        return [*python, *own]
 
     def _env(self, name: str) -> dict[str, str]:
+        if name == BROKER:
+            return self._broker.env
         clean = {variable: value for variable, value in os.environ.items() if not variable.startswith("RUNWIRE_")}
         proxy = self._proxies.get(name)
         url = urlsplit(self._broker.url)
@@ -228,7 +246,7 @@ class Stack:
             "RUNWIRE_ACK_WAIT": str(ACK_WAIT),
             "RUNWIRE_GRACE_SECONDS": "2",
             "RUNWIRE_EVENTS_HISTORY": "1000000",
-            "RUNWIRE_STORE_BYTES": str(STORE_BYTES),
+            "RUNWIRE_STORE_BYTES": str(self._store_bytes),
             "RUNWIRE_LOG_LEVEL": "info",
             TRACES: str(self.traces),
         }

@@ -16,10 +16,12 @@ from benchmarks.children import Children
 from runwire.messaging.broker import Bus
 from tests.chaos import collect, nemesis
 from tests.chaos.callers import WAIT, Callers
-from tests.chaos.history import Fault, History, Plan
+from tests.chaos.history import Call, Fault, History, Plan
 from tests.chaos.nemesis import KINDS
 from tests.chaos.stack import BROKER, Stack
 
+Note = Callable[[Fault | Call], None]
+"""Takes what is done to the system, and what was asked of it meanwhile."""
 CHAIN = 1764
 LATE_AFTER = 8.0
 """Seconds: longer than any fault with all that it takes to recover, shorter than callers wait."""
@@ -57,6 +59,9 @@ class Trial:
     longest_runs: Sequence[float] = LONGEST_RUNS
     fewest_per_second: float = 3.0
     """Accepted runs per second of faults, below which the verdict is worth nothing."""
+    late_after: float = LATE_AFTER
+    untraced: Sequence[int] = ()
+    """Tasks whose action is not the probe."""
     mutant: str | None = None
     tell: Callable[[str], None] = lambda _line: None
     """Called with each thing that happens."""
@@ -65,7 +70,7 @@ class Trial:
         """All of it, in a folder that is empty; the processes' own words stay there. Raises ChildFailed."""
         history = History()
         with Children() as children:
-            stack = Stack(children, folder, adapters=self.adapters, workers=self.workers, mutant=self.mutant)
+            stack = self.stack(children, folder)
             try:
                 self.tell("starting")
                 await stack.start()
@@ -73,6 +78,15 @@ class Trial:
             finally:
                 await stack.close()
         return history
+
+    def stack(self, children: Children, folder: Path) -> Stack:
+        """What is tried."""
+        return Stack(children, folder, adapters=self.adapters, workers=self.workers, mutant=self.mutant)
+
+    async def make_faults(self, stack: Stack, note: Note) -> None:
+        """Do what is to be done to it, and undo it; ``note`` is given every fault as it begins."""
+        blows = nemesis.plan(self.seed, self.seconds, self.kinds, pause=self.pause)
+        await nemesis.strike(stack, blows, note, spared=self.spared)
 
     async def _run(self, stack: Stack, history: History) -> None:
         healed = await self.strike(stack, history)
@@ -92,30 +106,32 @@ class Trial:
     async def strike(self, stack: Stack, history: History) -> float:
         """Create the tasks, call them while everything is struck, heal; returns when that was: monotonic seconds."""
         called = list(self.all_tasks[: self.tasks + self.scheduled // 2])
-        callers = Callers(stack, CHAIN, called, self.seed, history.add, pause=self.call_pause)
+        ticking = self.all_tasks[self.tasks :]
+        callers = Callers(stack, CHAIN, called, self.seed, history.add, ticking=ticking, pause=self.call_pause)
         for task in self.all_tasks[: self.tasks]:
             await callers.create(task, self._body(task))
-        blows = nemesis.plan(self.seed, self.seconds, self.kinds, pause=self.pause)
         history.add(
             Plan(
                 seed=self.seed,
                 chain=CHAIN,
                 after=self.after,
                 triggers=await self._create_scheduled(callers),
-                late_after=LATE_AFTER,
+                late_after=self.late_after,
                 fewest_accepted=int(self.seconds * self.fewest_per_second),
-                faults=sorted({blow.what for blow in blows} | set(self.kinds)),
+                faults=sorted(set(self.kinds)),
+                untraced=list(self.untraced),
             )
         )
-        self.tell(f"{self.http} callers over HTTP, {self.bus} on the bus, {len(blows)} faults to come")
+        self.tell(f"{self.http} callers over HTTP, {self.bus} on the bus; faults begin")
         callers.start(http=self.http, bus=self.bus)
 
-        def tell(fault: Fault) -> None:
-            history.add(fault)
-            lasting = f" for {fault.seconds:.1f} s" if fault.seconds else ""
-            self.tell(f"{fault.what}{'' if fault.whom == BROKER else ' ' + fault.whom[-1]}{lasting}")
+        def note(record: Fault | Call) -> None:
+            history.add(record)
+            if isinstance(record, Fault):
+                lasting = f" for {record.seconds:.1f} s" if record.seconds else ""
+                self.tell(f"{record.what}{'' if record.whom == BROKER else ' ' + record.whom[-1]}{lasting}")
 
-        await nemesis.strike(stack, blows, tell, spared=self.spared)
+        await self.make_faults(stack, note)
         healed = time.monotonic()
         self.tell("all is healed; the callers finish")
         await callers.finish()
