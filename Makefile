@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants state-machine soak clean
+.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants state-machine soak faults clean
 
 install: $(INSTALLED)
 
@@ -64,6 +64,10 @@ chaos: install
 # Breaks the system in every known way; `make chaos` has to notice each.
 mutants: install
 	@$(VENV)/bin/python -m tests.chaos.mutants $(MUTANTS_OPTIONS)
+
+# What needs root: cuts the power, fills disks, takes memory and packets away; e.g. FAULTS_OPTIONS="power-cut --cuts 5".
+faults: install
+	@$(VENV)/bin/python -m tests.faults $(FAULTS_OPTIONS)
 
 # The protocol's own code in a simulation that hypothesis leads astray, at other places each time.
 EXAMPLES ?= 4000
