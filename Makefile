@@ -14,7 +14,7 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants state-machine soak faults clean
+.PHONY: install up test fuzz test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants state-machine soak faults clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,10 @@ up: install
 
 test: check
 	$(VENV)/bin/pytest --numprocesses 3 --dist worksteal
+
+# Every hostile value in every place, where `make test` sends a quarter of them to each.
+fuzz: install
+	FUZZ_SHARE=1 $(VENV)/bin/pytest --numprocesses 3 tests/integration/test_bad_input.py tests/integration/test_openapi.py
 
 # The example of a worker in JavaScript; needs Node.js 20 and npm.
 test-javascript: install

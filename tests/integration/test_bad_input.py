@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from tests.support import CHAIN, HEADERS, adapter, worker
 PATIENCE = 15.0
 """Seconds after which an answer counts as none."""
 AT_ONCE = 8
+SHARE = int(os.environ.get("FUZZ_SHARE", "4"))
+"""One in so many of the hostile values is sent to each place; `make fuzz` sends them all."""
 """Calls in flight."""
 FROM_THE_FRAMEWORK = {"not_found": 404, "method_not_allowed": 405}
 """What a path that leads nowhere is answered with, whatever it was made from."""
@@ -171,7 +174,7 @@ async def caller(settings: Settings, bus: Bus, app: App) -> AsyncIterator[Caller
 
 
 async def test_every_field_of_every_body(caller: Caller) -> None:
-    """Each field gets every second value; which half, alternates from one endpoint with such a field to the next."""
+    """Each field gets one in SHARE values, and others at the next endpoint that has such a field."""
     met: Counter[str] = Counter()
     for operation in caller.operations:
         if not operation.has_json_body:
@@ -181,7 +184,7 @@ async def test_every_field_of_every_body(caller: Caller) -> None:
         calls = []
         for path in operation.fields():
             place = "/".join(path)
-            values = VALUES[met[place] % 2 :: 2]
+            values = VALUES[met[place] % SHARE :: SHARE]
             met[place] += 1
             calls += [
                 caller.send(operation, f"{place} = {value!r:.60}", body=with_value(example, path, value))
@@ -233,10 +236,11 @@ async def test_a_member_that_comes_twice_is_refused(caller: Caller) -> None:
 
 
 async def test_every_parameter_of_every_query(caller: Caller) -> None:
-    for operation in caller.operations:
+    for number, operation in enumerate(caller.operations):
         await caller.prepare(operation)
         names = [parameter["name"] for parameter in operation.parameters("query")]
-        queries = [f"{name}={text}" for name in names for text in TEXTS]
+        texts = TEXTS[number % SHARE :: SHARE]
+        queries = [f"{name}={text}" for name in names for text in texts]
         queries += [f"{name}=1&{name}=1" for name in names] + [f"{name}[]=1" for name in names] + names
         queries += ["no_such=1", "=", "&", "&&=&", "%00=%00", "%ff=%ff", "?", "a" * 4000, "&".join(["x=1"] * 1000)]
         await caller.each([caller.send(operation, f"?{query:.60}", query=query) for query in queries])
@@ -244,16 +248,17 @@ async def test_every_parameter_of_every_query(caller: Caller) -> None:
 
 
 async def test_every_id_in_every_path(caller: Caller) -> None:
-    for operation in caller.operations:
+    for number, operation in enumerate(caller.operations):
         if operation.path_names:
             await caller.prepare(operation)
+        texts = TEXTS[number % SHARE :: SHARE]
         for name in operation.path_names:
-            await caller.each([caller.send(operation, f"{name} = {text:.60}", path={name: text}) for text in TEXTS])
+            await caller.each([caller.send(operation, f"{name} = {text:.60}", path={name: text}) for text in texts])
     caller.verdict()
 
 
 async def test_every_header(caller: Caller) -> None:
-    """A header that an endpoint reads gets every value; those that all of them read, a quarter each, in turn."""
+    """A header that an endpoint reads gets every value; those that all of them read, one in SHARE, in turn."""
     for number, operation in enumerate(caller.operations):
         await caller.prepare(operation)
         own = [parameter["name"] for parameter in operation.parameters("header")]
@@ -262,7 +267,7 @@ async def test_every_header(caller: Caller) -> None:
             ("Authorization", "Content-Type", "Accept", "Range", "If-Match", "If-None-Match"), start=number
         ):
             if name not in own:
-                calls += [(name, value) for value in HEADER_VALUES[place % 4 :: 4]]
+                calls += [(name, value) for value in HEADER_VALUES[place % SHARE :: SHARE]]
         await caller.each(
             [caller.send(operation, f"{name}: {value!r:.60}", headers={name: value}) for name, value in calls]
         )
@@ -283,7 +288,7 @@ def _random_bodies(caller: Caller, operation: Operation, loop: asyncio.AbstractE
     """The property, to be run in a thread: the adapter lives in the loop."""
     example = operation.example()
 
-    @hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @hypothesis.settings(max_examples=400 // SHARE, deadline=None, derandomize=True, database=None)
     @hypothesis.given(value=JSON_VALUES, place=st.none() | st.sampled_from(operation.fields()))
     def holds(value: Any, place: tuple[str, ...] | None) -> None:
         body = json.dumps(value).encode() if place is None else with_value(example, place, value)

@@ -720,7 +720,7 @@ async def test_a_tick_that_has_its_command_is_not_taken_for_missed(bus: Bus) -> 
     await commands.publish(bus, CHAIN, 1, run, source=Source.SCHEDULE, patience=5, tick=tick)
     taking_over = forwarding.Forwarding(bus, clock=lambda: due + timedelta(seconds=2.5))
     taking_over.key = key
-    await taking_over.forward(CHAIN, 1, Alarm(version=1, due=due), again=True, on_wait=lambda: None)
+    await taking_over.forward(CHAIN, 1, Alarm(version=1, due=due), rang=due, again=True, on_wait=lambda: None)
     assert await skips(bus) == []
     following = await has_alarm(bus)
     assert (following.due, following.handed_over) == (due + timedelta(seconds=1), due)
