@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import resource
 import signal
 import socket
@@ -316,13 +317,14 @@ class Runwire:
         return self.output
 
     def children(self) -> dict[str, int]:
-        """Name (nats-server, adapter, worker) -> process id."""
+        """Name (nats-server, of a cluster nats-server-1 and so on, adapter, worker) -> process id."""
         found = {}
         for pid in child_pids(self.process.pid):
             command = command_line(pid)
             for name in ("nats-server", "adapter", "worker"):
                 if name in command:
-                    found[name] = pid
+                    number = re.search(r"/broker-(\d+)/", command)
+                    found[f"{name}-{number[1]}" if number else name] = pid
         return found
 
     async def stop(self, number: int = signal.SIGTERM, within: float = 20.0) -> int:

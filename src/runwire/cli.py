@@ -38,12 +38,20 @@ PortOption = Annotated[int | None, typer.Option("--port", help="HTTP port (RUNWI
 
 
 @cli.command()
-def up(app: AppOption = None, port: PortOption = None, data_dir: DataOption = None) -> None:
+def up(
+    app: AppOption = None,
+    port: PortOption = None,
+    data_dir: DataOption = None,
+    cluster: Annotated[
+        int | None,
+        typer.Option("--cluster", metavar="3", min=3, max=5, help="Brokers, each with a copy of everything."),
+    ] = None,
+) -> None:
     """Run broker, adapter and worker in the foreground, with nothing to set up."""
     settings = _start("up", app=app, http_port=port, data_dir=data_dir)
     from runwire.up import run_up  # noqa: PLC0415
 
-    run_up(settings)
+    run_up(settings, cluster=cluster)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""The nats-server child: which binary, which configuration, which port, which secrets."""
+"""The nats-server child, or children: which binary, which configuration, which port, which secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import secrets
 import shutil
 import socket
 import sysconfig
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,12 +20,19 @@ from runwire.settings import Settings
 from runwire.signing import Signer, new_seed
 
 HOST = "127.0.0.1"
+STORE = "jetstream"
+"""What nats-server makes in the directory it keeps streams in."""
+
+
+ONE = "nats-server"
+"""What the broker is called where there is one."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """How to start the broker, and how to reach it."""
+    """How to start a server of the broker, and how to reach it."""
 
+    name: str
     argv: list[str]
     env: dict[str, str]
     url: str
@@ -32,44 +40,90 @@ class Embedded:
     bus_url: str
     """For everybody else, who has an access token as user and password."""
     bus_key: str
-    """What adapters sign logins with; the same from start to start."""
+    """What adapters sign logins with; the same from start to start, and for all servers."""
     log_path: Path
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What the servers of a broker have in common."""
+
+    config: Path
+    password: str
+    bus_key: str
+
+
 def prepare(settings: Settings) -> Embedded:
-    """Everything the broker needs, in the data directory. Raises SetupError."""
-    folder = settings.data_dir / "nats"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"cannot write {folder}: {error.strerror}") from None
-    port = _port(settings)
-    password, bus_key = secrets.token_urlsafe(24), _bus_key(settings, folder)
+    """Everything a broker of one server needs, in the data directory. Raises SetupError."""
+    _refuse_other_shape(settings, 1)
+    folder = _made(settings.data_dir / "nats")
+    (port,) = _ports(settings, 1)
+    common = _Common(_config(settings, "nats.conf"), secrets.token_urlsafe(24), _bus_key(settings, folder))
+    server = _server(settings, common, name=ONE, folder=folder, address=f"{HOST}:{port}")
+    write_private(settings.bus_url_path, server.bus_url + "\n")
+    return server
+
+
+def prepare_cluster(settings: Settings, size: int) -> list[Embedded]:
+    """Everything that so many servers need which are a cluster, each in a directory of its own. Raises SetupError."""
+    _refuse_other_shape(settings, size)
+    folders = [_made(settings.data_dir / f"broker-{number + 1}") for number in range(size)]
+    config = _config(settings, "nats-cluster.conf")
+    common = _Common(config, secrets.token_urlsafe(24), _bus_key(settings, folders[0]))
+    route_password = secrets.token_urlsafe(24)
+    ports = _ports(settings, size)
+    routes = [f"{HOST}:{port}" for port in _free_ports([0] * size)]
+    servers = [
+        _server(
+            settings,
+            common,
+            name=f"{ONE}-{number + 1}",
+            folder=folder,
+            address=f"{HOST}:{ports[number]}",
+            RUNWIRE_NATS_NAME=f'"{folder.name}"',
+            RUNWIRE_NATS_CLUSTER_LISTEN=f'"{routes[number]}"',
+            RUNWIRE_NATS_CLUSTER_PASSWORD=f'"{route_password}"',
+            RUNWIRE_NATS_ROUTES=_list(
+                f"nats://route:{route_password}@{route}" for route in routes if route != routes[number]
+            ),
+        )
+        for number, folder in enumerate(folders)
+    ]
+    write_private(settings.bus_url_path, ",".join(server.bus_url for server in servers) + "\n")
+    return servers
+
+
+def prepare_again(settings: Settings) -> list[Embedded]:
+    """As :func:`prepare` or :func:`prepare_cluster`, whichever has made the data directory. Raises SetupError."""
+    size = len(_cluster_stores(settings))
+    return prepare_cluster(settings, size) if size else [prepare(settings)]
+
+
+def _server(settings: Settings, common: _Common, *, name: str, folder: Path, address: str, **values: str) -> Embedded:
+    """``values``: more variables, as NATS reads them: like configuration text, so that strings have quotes."""
     log_path = folder / "nats-server.log"
-    values = {
-        "RUNWIRE_NATS_LISTEN": f"{HOST}:{port}",
-        "RUNWIRE_NATS_STORE": str(folder.resolve()),
-        "RUNWIRE_NATS_SYNC": settings.nats_sync,
-        "RUNWIRE_NATS_PASSWORD": password,
-        "RUNWIRE_BUS_ISSUER": Signer(bus_key).public_key,
+    variables = {
+        "RUNWIRE_NATS_LISTEN": f'"{address}"',
+        "RUNWIRE_NATS_STORE": f'"{folder.resolve()}"',
+        "RUNWIRE_NATS_SYNC": f'"{settings.nats_sync}"',
+        "RUNWIRE_NATS_PASSWORD": f'"{common.password}"',
+        "RUNWIRE_BUS_ISSUER": f'"{Signer(common.bus_key).public_key}"',
     }
-    bus_url = f"nats://{HOST}:{port}"
-    write_private(settings.bus_url_path, bus_url + "\n")
     return Embedded(
+        name=name,
         argv=[
             str(_binary(settings)),
             "--config",
-            str(_config(settings)),
+            str(common.config),
             "--log",
             str(log_path),
             "--log_size_limit",
             "10000000",
         ],
-        # NATS reads a variable's value as configuration text; quoted, it is a string whatever is in it.
-        env={**os.environ, **{name: f'"{value}"' for name, value in values.items()}},
-        url=f"nats://runwire:{password}@{HOST}:{port}",
-        bus_url=bus_url,
-        bus_key=bus_key,
+        env={**os.environ, **variables, **values},
+        url=f"nats://runwire:{common.password}@{address}",
+        bus_url=f"nats://{address}",
+        bus_key=common.bus_key,
         log_path=log_path,
     )
 
@@ -136,28 +190,59 @@ def _binary(settings: Settings) -> Path:
     return Path(found)
 
 
-def _config(settings: Settings) -> Path:
-    """The configured nats.conf, the one of this checkout, or the one in the installed package."""
+def _config(settings: Settings, name: str) -> Path:
+    """The configured file, the one with this name in the checkout, or the one in the installed package."""
     if settings.nats_config is not None:
         if not settings.nats_config.is_file():
             raise SetupError(f"RUNWIRE_NATS_CONFIG: there is no {settings.nats_config}")
         return settings.nats_config
-    packaged = Path(str(resources.files("runwire") / "nats.conf"))
-    return packaged if packaged.exists() else Path(__file__).parents[2] / "nats.conf"
+    packaged = Path(str(resources.files("runwire") / name))
+    return packaged if packaged.exists() else Path(__file__).parents[2] / name
 
 
-def _port(settings: Settings) -> int:
-    """The configured port, if it is free; else any free one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, settings.nats_port or 0))
-        except OSError as error:
-            raise SetupError(
-                f"port {settings.nats_port} for the broker: {error.strerror}; set RUNWIRE_NATS_PORT"
-            ) from None
-        port: int = probe.getsockname()[1]
-        return port
+def _ports(settings: Settings, size: int) -> list[int]:
+    """The configured port and those that follow it, if they are free; else any free ones. Raises SetupError."""
+    return _free_ports([settings.nats_port + number if settings.nats_port else 0 for number in range(size)])
+
+
+def _free_ports(wanted: Sequence[int]) -> list[int]:
+    """These ports if they are free, and for each 0 any that is. Raises SetupError."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in wanted]
+        for probe, port in zip(probes, wanted, strict=True):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except (OSError, OverflowError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise SetupError(f"port {port} for the broker: {why}; set RUNWIRE_NATS_PORT") from None
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _refuse_other_shape(settings: Settings, size: int) -> None:
+    """Streams of one server are not those of a cluster. Raises SetupError when they are there."""
+    found, folder = len(_cluster_stores(settings)), settings.data_dir
+    if found and found != size:
+        raise SetupError(f"{folder} is that of {found} brokers: start it with --cluster {found}, or take another one")
+    if size > 1 and (folder / "nats" / STORE).exists():
+        raise SetupError(f"{folder} is that of a single broker: start it without --cluster, or take another one")
+
+
+def _cluster_stores(settings: Settings) -> list[Path]:
+    return sorted(settings.data_dir.glob(f"broker-*/{STORE}"))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"cannot write {folder}: {error.strerror}") from None
+    return folder
+
+
+def _list(values: Iterable[str]) -> str:
+    """A list of strings, as NATS reads it."""
+    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
 
 
 def _bus_key(settings: Settings, folder: Path) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runwire import embedded
+from runwire.messaging import events as event_log
 from runwire.messaging.broker import Bus
 from runwire.process import calm_garbage_collector, die_with_parent
 from runwire.readmodel.database import Database, open_database, remove_database
@@ -46,13 +47,18 @@ def _broker(settings: Settings) -> Iterator[str]:
         return
     lock = embedded.lock_data_dir(settings)
     try:
-        broker = embedded.prepare(settings)
-        server = subprocess.Popen(broker.argv, env=broker.env, preexec_fn=die_with_parent(), start_new_session=True)  # noqa: S603, PLW1509 - our own child, one thread
+        brokers = embedded.prepare_again(settings)
+        servers = [
+            subprocess.Popen(broker.argv, env=broker.env, preexec_fn=die_with_parent(), start_new_session=True)  # noqa: S603, PLW1509 - our own child, one thread
+            for broker in brokers
+        ]
         try:
-            yield broker.url
+            yield ",".join(broker.url for broker in brokers)
         finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(timeout=10)
+            for server in servers:
+                server.send_signal(signal.SIGTERM)
+            for server in servers:
+                server.wait(timeout=10)
     finally:
         lock.close()
 
@@ -89,6 +95,7 @@ async def _rebuild(settings: Settings) -> None:
 async def _project(bus: Bus, database: Database, settings: Settings) -> int:
     """Read everything there is; returns the last sequence."""
     projector = Projector(bus, database, Heads(capacity=1), Waiters(1), history=settings.events_history)
+    await bus.until_available(lambda: _answers(bus))
     await projector.start()
     columns = (
         TextColumn("reading events"),
@@ -108,3 +115,8 @@ async def _project(bus: Bus, database: Database, settings: Settings) -> int:
             bar.update(task, completed=done, rate=done / (time.monotonic() - began))
     await projector.stop()
     return projector.progress[0]
+
+
+async def _answers(bus: Bus) -> None:
+    """Raises one of UNAVAILABLE while JetStream is only coming up."""
+    await event_log.last_sequence(bus)

@@ -1,4 +1,4 @@
-"""``runwire up``: broker, adapter and worker on one machine, with nothing to set up."""
+"""``runwire up``: broker (one server or several), adapter and worker on one machine, with nothing to set up."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from contextlib import suppress
 
 import runwire
 from runwire import embedded
+from runwire.domain.errors import SetupError
 from runwire.domain.sample import SAMPLE_ID
 from runwire.embedded import Embedded
 from runwire.process import EXIT_SETUP
@@ -36,32 +37,47 @@ RESTART_PAUSE = 20
 """Seconds more until it is started anew once again."""
 
 
-def run_up(settings: Settings) -> None:
-    """Run everything in the foreground until Ctrl-C or SIGTERM. Raises SetupError."""
+def run_up(settings: Settings, *, cluster: int | None = None) -> None:
+    """Run everything in the foreground until Ctrl-C or SIGTERM. Raises SetupError.
+
+    ``cluster``: of how many servers the broker is to be; every stream then has a copy on each, if nothing else is set.
+    """
     began = time.monotonic()
     lock = embedded.lock_data_dir(settings)
     try:
-        broker = None if settings.nats_url else embedded.prepare(settings)
-        asyncio.run(_run(settings, broker, began))
+        brokers = _brokers(settings, cluster)
+        if cluster and "nats_replicas" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"nats_replicas": cluster})
+        asyncio.run(_run(settings, brokers, began))
     finally:
         embedded.running_url_path(settings).unlink(missing_ok=True)
         lock.close()
 
 
-async def _run(settings: Settings, broker: Embedded | None, began: float) -> None:
+def _brokers(settings: Settings, cluster: int | None) -> list[Embedded]:
+    """The servers to start; none when there is a broker already."""
+    if settings.nats_url is None:
+        return embedded.prepare_cluster(settings, cluster) if cluster else [embedded.prepare(settings)]
+    if cluster:
+        msg = "--cluster starts a broker, and RUNWIRE_NATS_URL names one that is there: it is one or the other"
+        raise SetupError(msg)
+    return []
+
+
+async def _run(settings: Settings, brokers: list[Embedded], began: float) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     supervisor = Supervisor()
     try:
-        children = _children(settings, broker)
-        if broker is not None:
-            embedded.write_private(embedded.running_url_path(settings), broker.url + "\n")
+        children = _children(settings, brokers)
+        if brokers:
+            embedded.write_private(embedded.running_url_path(settings), _url(brokers) + "\n")
         for child in children:
             supervisor.start(child)
-        tasks = [asyncio.create_task(_announce(settings, broker, children, began))]
-        if broker is not None:
-            tasks.append(asyncio.create_task(_keep_writing(settings, broker, supervisor)))
+        tasks = [asyncio.create_task(_announce(settings, brokers, children, began))]
+        if len(brokers) == 1:
+            tasks.append(asyncio.create_task(_keep_writing(settings, brokers[0], supervisor)))
         ending = [asyncio.create_task(wait()) for wait in (stop.wait, supervisor.failed.wait)]
         await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
         for task in (*tasks, *ending):
@@ -70,13 +86,16 @@ async def _run(settings: Settings, broker: Embedded | None, began: float) -> Non
             sys.exit(EXIT_SETUP)  # the child has said why; the others are not worth a goodbye
         print("\nstopping ...", file=sys.stderr, flush=True)
         await supervisor.stop(["adapter", "worker"], patience=settings.grace_seconds + 8)
-        await supervisor.stop(["nats-server"], patience=BROKER_PATIENCE)
+        await supervisor.stop([broker.name for broker in brokers], patience=BROKER_PATIENCE)
     finally:
         await supervisor.close()
 
 
 async def _keep_writing(settings: Settings, broker: Embedded, supervisor: Supervisor) -> None:
-    """Start the broker anew when its disk has refused a write and there is room again: it would not recover."""
+    """Start the broker anew when its disk has refused a write and there is room again: it would not recover.
+
+    Of a cluster each server would have to be asked for itself; there an operator does it (docs/guarantees.md).
+    """
     import nats  # noqa: PLC0415 - takes a while; the children are started first
 
     from runwire.messaging import health  # noqa: PLC0415 - as above
@@ -93,7 +112,7 @@ async def _keep_writing(settings: Settings, broker: Embedded, supervisor: Superv
                 continue
             log.warning("the broker could not write to its disk (%s), starting it anew", wrong,
                         extra={"action": "broker_restarted"})  # fmt: skip
-            supervisor.restart("nats-server")
+            supervisor.restart(broker.name)
             await asyncio.sleep(RESTART_PAUSE)
     finally:
         await client.close()
@@ -103,20 +122,22 @@ async def _ignore(_error: Exception) -> None:
     """A broker that is away comes back: the supervisor sees to it."""
 
 
-def _children(settings: Settings, broker: Embedded | None) -> list[Child]:
+def _children(settings: Settings, brokers: list[Embedded]) -> list[Child]:
     """The processes to run; adapter and worker are the same commands a user would start."""
     env = {
         **os.environ,
         **_as_environment(settings),
-        "RUNWIRE_NATS_URL": broker.url if broker else str(settings.nats_url),
+        "RUNWIRE_NATS_URL": _url(brokers) if brokers else str(settings.nats_url),
     }
     python = [sys.executable, "-m", "runwire"]
     own = [Child(name, [*python, name], env) for name in ("adapter", "worker")]
-    if broker is not None:
-        own[0].env = {**env, "RUNWIRE_BUS_KEY": broker.bus_key}
-    if broker is None:
-        return own
-    return [Child("nats-server", broker.argv, broker.env, notifies=False), *own]
+    if brokers:
+        own[0].env = {**env, "RUNWIRE_BUS_KEY": brokers[0].bus_key}
+    return [*(Child(broker.name, broker.argv, broker.env, notifies=False) for broker in brokers), *own]
+
+
+def _url(brokers: list[Embedded]) -> str:
+    return ",".join(broker.url for broker in brokers)
 
 
 def _as_environment(settings: Settings) -> dict[str, str]:
@@ -127,7 +148,7 @@ def _as_environment(settings: Settings) -> dict[str, str]:
     return {f"RUNWIRE_{name.upper()}": str(value) for name, value in plain.items()}
 
 
-async def _announce(settings: Settings, broker: Embedded | None, children: list[Child], began: float) -> None:
+async def _announce(settings: Settings, brokers: list[Embedded], children: list[Child], began: float) -> None:
     """Say that everything runs and how to try it; while it does not, say what is waited for."""
     while True:
         try:
@@ -138,7 +159,7 @@ async def _announce(settings: Settings, broker: Embedded | None, children: list[
             waiting = ", ".join(child.name for child in children if not child.ready.is_set())
             print(f"still waiting for: {waiting}", file=sys.stderr, flush=True)
     token = await asyncio.to_thread(_working_token, settings)
-    print(_banner(settings, broker, token, time.monotonic() - began), flush=True)
+    print(_banner(settings, brokers, token, time.monotonic() - began), flush=True)
 
 
 def _working_token(settings: Settings) -> str | None:
@@ -162,7 +183,7 @@ def _get(settings: Settings, path: str, token: str) -> object | None:
         return None
 
 
-def _banner(settings: Settings, broker: Embedded | None, token: str | None, seconds: float) -> str:
+def _banner(settings: Settings, brokers: list[Embedded], token: str | None, seconds: float) -> str:
     url = settings.http_url
     lines = [
         "",
@@ -171,10 +192,13 @@ def _banner(settings: Settings, broker: Embedded | None, token: str | None, seco
         f"  URL    {url}        API: {url}/docs",
         f"  token  {token or 'ID:SECRET (the first one is not kept here; use one of yours)'}",
     ]
-    if broker is not None:
-        lines.append(f"  bus    {broker.bus_url}   user and password: the token's ID and SECRET")
+    if brokers:
+        urls = ",".join(broker.bus_url for broker in brokers)
+        lines.append(f"  bus    {urls}   user and password: the token's ID and SECRET")
+    lines.append(f"  data   {settings.data_dir.resolve()}")
+    if len(brokers) > 1:
+        lines.append(f"         {len(brokers)} brokers, {settings.nats_replicas} copies of every stream")
     lines += [
-        f"  data   {settings.data_dir.resolve()}",
         "",
         "Run the sample task:",
         "",

@@ -85,7 +85,7 @@ class BusClient:
         try:
             async with asyncio.timeout(self._timeout):
                 await self.nats.connect(
-                    self._url,
+                    self._url.split(","),  # of a cluster, the servers
                     name="runwire-client",
                     user=f"{self.token}.{self.chain}",
                     password=self._secret,
