@@ -154,7 +154,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     await bus.until_available(lambda: streams.provision(bus, settings))
     await bus.until_available(lambda: make_first_start(bus, settings))
     heads, waiters = Heads(), Waiters(settings.max_waiters)
-    server_key = await site.server_key(bus)
+    server_key = await bus.until_available(lambda: site.server_key(bus))
     keeper = KeyKeeper(bus, server_key)
     waiters.on_ended.append(keeper.ended)
     keeper.start()

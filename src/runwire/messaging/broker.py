@@ -12,13 +12,14 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import nats.errors
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 from nats.js.kv import KeyValue
 
@@ -26,6 +27,8 @@ from runwire.domain.errors import BrokerUnreachable, SetupError
 from runwire.settings import Settings
 
 log = logging.getLogger("runwire.bus")
+
+T = TypeVar("T")
 
 PING_INTERVAL = 5
 """Seconds between two pings; two unanswered ones close the connection (nats-py's own 120 s is far too long)."""
@@ -35,6 +38,11 @@ COMING_UP = 60
 """Seconds JetStream may take to answer after the broker does: a large store is read first."""
 REQUEST_TIMEOUT = 5.0
 """Seconds a request to JetStream may take. When they are over the outcome is unknown, not negative."""
+
+LOOK = 3.0
+"""Seconds between two looks whether the server of a cluster is still of use, and that JetStream has for the answer."""
+USELESS = 12.0
+"""Seconds without an answer after which another server is tried. An election, which is no reason, takes 4 to 9."""
 
 UNAVAILABLE = (
     TimeoutError,
@@ -70,6 +78,9 @@ class Bus:
         self._waiting: set[asyncio.Future[Any]] = set()
         self._last_error: Exception | None = None
         self._buckets: dict[str, KeyValue] = {}
+        self._lookout: asyncio.Task[None] | None = None
+        self.is_in_vain = False
+        """Whether no server of the cluster has done anything for us for USELESS seconds."""
         self.broker = NatsBroker(
             self.url.split(","),
             name=name,
@@ -95,10 +106,50 @@ class Bus:
             raise BrokerUnreachable(f"cannot reach the broker at {self.address}{why}") from None
         # FastStream's own callback raises on an authorisation error; in a reconnection that would end the client.
         self.nc._error_cb = self._on_error  # noqa: SLF001
+        self._show_everywhere()
         self.nc._parse_header_lines = parse_headers  # type: ignore[method-assign]  # noqa: SLF001 - as below
         self.js = self.nc.jetstream(timeout=REQUEST_TIMEOUT)
+        if self.is_clustered:
+            self._lookout = asyncio.create_task(self._look_out())
 
-    async def until_available(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _show_everywhere(self) -> None:
+        """Use the credentials at every server, also at those of a cluster that the broker tells of by themselves.
+
+        nats-py takes them from the URL of the server it connects to, and such a one's has none.
+        """
+        shown = {(parts.username, parts.password) for parts in map(urlsplit, self.url.split(","))}
+        if len(shown) == 1:
+            self.nc.options["user"], self.nc.options["password"] = shown.pop()
+
+    async def _look_out(self) -> None:
+        """Leave a server that has lost the others: it still takes connections, and can do nothing for them."""
+        clock = asyncio.get_running_loop().time
+        answered = clock()
+        while not self.nc.is_closed:
+            await asyncio.sleep(LOOK)
+            if await self._answers():
+                answered = clock()
+            was, self.is_in_vain = self.is_in_vain, clock() - answered > USELESS
+            if self.is_in_vain and self.nc.is_connected:
+                level = logging.INFO if was else logging.WARNING
+                log.log(level, "JetStream does not answer, trying another server", extra={"action": "server_left"})
+                await self.nc.force_reconnect()
+
+    async def _answers(self) -> bool:
+        """Whether a majority of the servers is behind the one we are connected to.
+
+        Of a stream a server without the others tells what it last knew; of the account it does not.
+        """
+        try:
+            async with asyncio.timeout(LOOK):
+                await self.js.account_info()
+        except (*UNAVAILABLE, nats.errors.Error):
+            return False
+        except JetStreamError:  # an answer
+            return True
+        return True
+
+    async def until_available(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do something that may be done twice, for as long as JetStream is only coming up. Raises SetupError."""
         deadline = asyncio.get_running_loop().time() + COMING_UP
         while True:
@@ -146,9 +197,14 @@ class Bus:
         return ",".join(f"{p.scheme}://{p.hostname}:{p.port or 4222}" for p in map(urlsplit, self.url.split(",")))
 
     @property
+    def is_clustered(self) -> bool:
+        """Whether there is more than one server: we were told of several, or the broker has told us."""
+        return len(self.nc.servers) > 1
+
+    @property
     def is_connected(self) -> bool:
-        """Whether the broker can be reached at this moment."""
-        return self.nc.is_connected
+        """Whether the broker can be reached at this moment, and can do something."""
+        return self.nc.is_connected and not self.is_in_vain
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error

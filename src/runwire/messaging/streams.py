@@ -20,7 +20,7 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError, ServiceUnavailableError
 
 from runwire.domain.errors import SetupError
 from runwire.domain.subscription import Subscription, SubscriptionKind
@@ -73,6 +73,8 @@ ARTIFACTS_SHARE = 15
 """Percent of ``store_bytes`` for result files."""
 INSUFFICIENT_STORAGE = 10047
 """The broker's error code for: the reserved sizes do not fit its disk."""
+NO_PEERS = 10005
+"""The broker's error code for: too few servers of the cluster are there for so many copies."""
 
 
 def stream_configs(settings: Settings) -> list[StreamConfig]:
@@ -185,7 +187,7 @@ def subscription_config(subscription: Subscription) -> ConsumerConfig:
 
 
 async def provision(bus: Bus, settings: Settings) -> None:
-    """Create what is missing; may be called by every process at every start. Raises SetupError.
+    """Create what is missing; may be called by every process at every start. Raises SetupError or one of UNAVAILABLE.
 
     The consumers of the chains come with their first task (:mod:`runwire.messaging.chains`).
     """
@@ -199,11 +201,15 @@ async def provision(bus: Bus, settings: Settings) -> None:
         await _ensure_artifacts(bus, settings)
         with suppress(NotFoundError):  # what it had in hand comes again, through the consumer of its chain
             await bus.js.delete_consumer(subjects.COMMANDS, subjects.SHARED_WORKERS)
+    except ServiceUnavailableError:  # an election, most often
+        raise
     except APIError as error:
         if error.err_code == INSUFFICIENT_STORAGE:
             raise SetupError(
                 f"the broker's disk has no room for {settings.store_bytes:,} bytes: set RUNWIRE_STORE_BYTES lower"
             ) from None
+        if error.err_code == NO_PEERS:  # they may be starting, too
+            raise ServiceUnavailableError(code=503, description=f"{error.description}") from None
         raise SetupError(f"the broker refused a stream: {error.description}") from None
 
 

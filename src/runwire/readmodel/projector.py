@@ -40,6 +40,7 @@ from runwire.readmodel.audit import Told
 from runwire.readmodel.database import Database
 from runwire.readmodel.heads import Heads
 from runwire.readmodel.projection import EventRecord
+from runwire.readmodel.shorter import Shorter
 from runwire.readmodel.waiters import Milestones, Waiters
 
 log = logging.getLogger("runwire.readmodel")
@@ -80,6 +81,8 @@ class Source:
     """(sequence, record) of what is not yet applied."""
     stale: bool = True
     """The consumer has to be made anew."""
+    shorter: Shorter = field(default_factory=Shorter)
+    """What is to be made of a stream that ends before what is committed."""
     puller: Puller = field(init=False)
 
 
@@ -144,7 +147,7 @@ class Projector:
             source.identity, source.committed = await self._database.read(partial(projection.position, source.stream))
             source.puller = Puller(self._bus, on_message=self._receiver(source), on_reset=self._resetter(source))
             await source.puller.start()
-            await self._open(source)
+            await self._bus.until_available(partial(self._open, source))
         self._check_caught_up()
         self._task = asyncio.create_task(self._run())
         self._wake.set()
@@ -203,6 +206,8 @@ class Projector:
         """Make a consumer that begins after the committed position; begin at 1 when the stream is another one."""
         info = await self._bus.js.stream_info(source.stream)
         identity, last = str(info.created), info.state.last_seq
+        if identity == source.identity and last < source.committed:
+            source.shorter.check(info, now=asyncio.get_running_loop().time())
         if identity != source.identity or last < source.committed:
             if source.committed:
                 log.warning("%s is a new stream, rebuilding", source.stream, extra={"action": "rebuild"})
