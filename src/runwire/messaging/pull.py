@@ -25,8 +25,10 @@ log = logging.getLogger("runwire.bus")
 
 EXPIRES = 10.0
 """Seconds after which the broker gives an unused request back. A frozen process attracts messages no longer."""
-SILENCE = EXPIRES + 10
-"""Seconds without a word, while requests are open, after which they count as forgotten."""
+HEARTBEAT = 1.0
+"""Seconds after which the broker gives a sign of life for a request that stands open and has nothing to bring."""
+SILENCE = 3.0
+"""Seconds without a word, while requests are open, after which they count as forgotten: who had them has died."""
 
 
 class Puller:
@@ -78,7 +80,8 @@ class Puller:
         """Make room for ``count`` more messages."""
         self.outstanding += count
         self._heard = asyncio.get_running_loop().time()
-        body = json.dumps({"batch": count, "expires": int(EXPIRES * 1e9)}).encode()
+        wanted = {"batch": count, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(HEARTBEAT * 1e9)}
+        body = json.dumps(wanted).encode()
         await self._bus.nc.publish(self._subject, body, reply=f"{self._inbox}.{self._generation}")
 
     async def reset(self) -> None:
@@ -140,6 +143,9 @@ class Requests:
 
     ``on_message`` gets every message, ``on_returned`` how many requests of a consumer came back unused, and
     ``on_lost`` the number of a consumer whose requests may be gone, as it or its broker went away.
+
+    In a cluster a consumer has a leader, and requests die with it; who takes its place tells so (an advisory). Signs of
+    life, as for a :class:`Puller`, would be too many: there may be thousands of consumers that nothing comes from.
     """
 
     def __init__(
@@ -153,6 +159,7 @@ class Requests:
     ) -> None:
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}"
+        self._elections = f"$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.{stream}.*"
         self._on_message = on_message
         self._on_returned = on_returned
         self._on_lost = on_lost
@@ -160,12 +167,17 @@ class Requests:
         self._generation = 0
         self._due: dict[int, float] = {}
         """When the last request of a consumer has to be back, used or not (loop time)."""
-        self._subscription: Subscription | None = None
+        self._numbers: dict[str, int] = {}
+        """Of the consumers that were ever asked."""
+        self._subscriptions: list[Subscription] = []
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to listen; requests may follow."""
-        self._subscription = await self._bus.nc.subscribe(f"{self._inbox}.*.*", cb=self._receive)
+        self._subscriptions = [
+            await self._bus.nc.subscribe(f"{self._inbox}.*.*", cb=self._receive),
+            await self._bus.nc.subscribe(self._elections, cb=self._elected),
+        ]
         self._watch = asyncio.create_task(self._watch_for_lost())
 
     async def stop(self) -> None:
@@ -173,13 +185,14 @@ class Requests:
         self._generation += 1
         if self._watch is not None:
             self._watch.cancel()
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
             with contextlib.suppress(NatsError, TimeoutError):
                 await subscription.drain()
 
     async def ask(self, number: int, consumer: str, count: int, *, seconds: float) -> None:
         """Make room for ``count`` more messages of a consumer, for so many seconds."""
+        self._numbers[consumer] = number
         self._due[number] = asyncio.get_running_loop().time() + seconds + EXPIRES
         body = b'{"batch":%d,"expires":%d}' % (count, int(seconds * 1e9))
         reply = f"{self._inbox}.{self._generation}.{number}"
@@ -204,6 +217,12 @@ class Requests:
         else:
             log.debug("requests lost: %s %s", status, message.headers, extra={"action": "pull_reset"})
             self._on_lost(int(number))
+
+    async def _elected(self, advisory: Msg) -> None:
+        """A consumer has another leader, who knows of no request that the one before had."""
+        number = self._numbers.get(advisory.subject.rpartition(".")[2])
+        if number in self._due:
+            self._on_lost(number)
 
     async def _watch_for_lost(self) -> None:
         """Requests that the broker has lost without saying so."""
