@@ -98,11 +98,14 @@ async def _stream(bus: Bus, wanted: StreamConfig) -> tuple[StreamInfo | None, Fi
     detail = f"{info.state.messages:,} messages, {info.state.bytes:,} bytes" + (
         f" ({share:.0%} full)" if limit > 0 else ""
     )
+    missing = [copy.name for copy in (info.cluster and info.cluster.replicas) or [] if copy.offline or not copy.current]
+    if missing:
+        detail += f"; no current copy on {', '.join(map(str, missing))}"
     if differing:
         detail = f"is not configured as it has to be: {', '.join(differing)}"
     elif share >= FULL:
         detail += "; at 85 % nothing new is accepted"
-    return info, Finding(thing, ok=not differing and share < FULL, detail=detail)
+    return info, Finding(thing, ok=not (differing or missing) and share < FULL, detail=detail)
 
 
 def _value(config: StreamConfig, name: str) -> str:

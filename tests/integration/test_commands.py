@@ -43,6 +43,21 @@ async def test_a_second_run_is_refused_while_one_is_outstanding(bus: Bus) -> Non
     assert busy.value.run == "r1"
 
 
+async def test_a_server_without_a_majority_is_not_believed_that_the_task_is_busy(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one leads by now, and may have taken the command: that is not known, and no refusal."""
+    monkeypatch.setattr(Bus, "is_clustered", True)
+    monkeypatch.setattr(commands, "has_majority", lambda _info: False)
+    await make_task(bus)
+    await publish(bus, "r1")
+    with pytest.raises(NotAccepted):
+        await publish(bus, "r2", patience=0.5)
+    monkeypatch.setattr(commands, "has_majority", lambda _info: True)
+    with pytest.raises(TaskBusy):
+        await publish(bus, "r2")
+
+
 async def test_of_many_publishers_one_wins(bus: Bus) -> None:
     await make_task(bus)
     outcomes = await asyncio.gather(*(publish(bus, f"r{n}") for n in range(30)), return_exceptions=True)

@@ -24,6 +24,7 @@ from runwire.domain.trace import Trace
 from runwire.failpoints import Point
 from runwire.messaging import chains, codec, events, subjects
 from runwire.messaging.broker import REQUEST_TIMEOUT, UNAVAILABLE, Bus
+from runwire.messaging.majority import has_majority
 
 GRACE = 0.002
 """Seconds after which a refused command is tried once more before it is looked into."""
@@ -189,6 +190,8 @@ async def _who_is_in_the_way(bus: Bus, chain: int, task: int, run: str) -> _Verd
     if has_ended(document, run):  # ours came and went; the broker has forgotten its message id in a crash
         return _Verdict.STORED
     if not has_ended(document, holding):
+        if bus.is_clustered and not has_majority(await bus.js.stream_info(subjects.COMMANDS)):
+            return _Verdict.AGAIN  # another server leads by now, and may have taken the command at which this one shied
         raise TaskBusy(holding)
     # Its worker has concluded it, and the acknowledgement is on its way or was lost. Exactly this command goes.
     await remove(bus, holder)
