@@ -14,7 +14,8 @@ endif
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: install up test fuzz test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules chaos mutants state-machine soak faults clean
+.PHONY: install up test fuzz test-javascript test-asyncapi check bench bench-size bench-fairness bench-schedules \
+  chaos mutants state-machine soak faults cluster clean
 
 install: $(INSTALLED)
 
@@ -81,6 +82,10 @@ state-machine: install
 # Calls and faults for an hour, and nothing grows; e.g. SOAK_OPTIONS="--minutes 15", or "--hours 12".
 soak: install
 	@$(VENV)/bin/python -m tests.chaos.soak $(SOAK_OPTIONS)
+
+# As chaos, on three servers of which one after the other fails; e.g. CLUSTER_OPTIONS="--quick --seed 7".
+cluster: install
+	@$(VENV)/bin/python -m tests.cluster $(CLUSTER_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

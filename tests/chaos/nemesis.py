@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.history import Fault
@@ -48,7 +48,10 @@ class Blow:
     seconds: float
 
 
-def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS, *, pause: tuple[float, float] = PAUSE) -> list[Blow]:
+def plan(
+    seed: int, seconds: float, kinds: Sequence[str] = KINDS, *, pause: tuple[float, float] = PAUSE,
+    lasting: Mapping[str, tuple[float, float]] = SECONDS,
+) -> list[Blow]:  # fmt: skip
     """The faults of so many seconds: each kind once, in some order, before any of them comes again; once at least."""
     dice = random.Random(seed)
     blows: list[Blow] = []
@@ -59,7 +62,7 @@ def plan(seed: int, seconds: float, kinds: Sequence[str] = KINDS, *, pause: tupl
             dice.shuffle(bag)
         what = bag.pop()
         blow = Blow(
-            pause=dice.uniform(*pause), what=what, whom=dice.randrange(1000), seconds=dice.uniform(*SECONDS[what])
+            pause=dice.uniform(*pause), what=what, whom=dice.randrange(1000), seconds=dice.uniform(*lasting[what])
         )
         left -= blow.pause + blow.seconds
         if left < 0 and len(blows) >= len(kinds):

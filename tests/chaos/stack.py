@@ -16,6 +16,7 @@ import httpx
 
 from benchmarks.children import ChildFailed, Children, can_connect, free_port
 from runwire import embedded
+from runwire.embedded import Embedded
 from runwire.settings import Settings, load
 from tests.chaos.probe import TRACES
 from tests.chaos.proxy import Proxy
@@ -53,25 +54,48 @@ class Stack:
         self._children = children
         self._folder = folder
         self._store_bytes = store_bytes
-        self._broker = embedded.prepare(load(data_dir=folder / "broker", nats_sync=sync, store_bytes=store_bytes))
-        self._broker_port = int(self._broker.url.rpartition(":")[2])
+        self._brokers = self._prepare(load(data_dir=folder / "broker", nats_sync=sync, store_bytes=store_bytes))
         self._entry = ["-m", "runwire"] if mutant is None else ["-m", "tests.chaos.mutated", mutant]
         self._names = {
-            "broker": [BROKER],
+            "broker": list(self._brokers),
             "adapter": [f"adapter-{number + 1}" for number in range(adapters)],
             "worker": [f"worker-{number + 1}" for number in range(workers)],
         }
-        self._proxies = {name: Proxy(self._broker_port) for role in ("adapter", "worker") for name in self._names[role]}
+        self._processes = [*self._names["adapter"], *self._names["worker"]]
+        self._proxies = self._made_proxies()
         self._ports = {name: free_port() for name in self._names["adapter"]}
         self._held: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self.is_split = False
+        """Whether a server may say what it last knew, before it was cut off: also that a task is busy."""
         self.restarts = 0
         """Processes that ended by themselves and were started again."""
 
+    def _prepare(self, settings: Settings) -> dict[str, Embedded]:
+        """The servers of the broker by name."""
+        return {BROKER: embedded.prepare(settings)}
+
+    def _made_proxies(self) -> dict[str, Proxy]:
+        """What stands between a process and the broker."""
+        return {name: Proxy(self._broker_port) for name in self._processes}
+
     @property
-    def bus_url(self) -> str:
+    def url(self) -> str:
+        """The broker, for processes of ours that reach it past all proxies."""
+        return ",".join(broker.url for broker in self._brokers.values())
+
+    @property
+    def _broker(self) -> Embedded:
+        return next(iter(self._brokers.values()))
+
+    @property
+    def _broker_port(self) -> int:
+        return int(self._broker.url.rpartition(":")[2])
+
+    @property
+    def bus_urls(self) -> list[str]:
         """Where clients of the bus connect."""
-        return self._broker.bus_url
+        return [broker.bus_url for broker in self._brokers.values()]
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -86,7 +110,7 @@ class Stack:
     @property
     def settings(self) -> Settings:
         """For a connection of our own, past all proxies."""
-        return load(nats_url=self._broker.url, data_dir=self._folder / "rebuilt", store_bytes=self._store_bytes)
+        return load(nats_url=self.url, data_dir=self._folder / "rebuilt", store_bytes=self._store_bytes)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -108,14 +132,18 @@ class Stack:
     async def start(self) -> None:
         """Start everything; returns when every adapter answers. Raises ChildFailed."""
         self.traces.touch()
-        self._start(BROKER)
-        self._children.wait_for(BROKER, lambda: can_connect(self._broker_port))
+        for name in self._brokers:
+            self._start(name)
+        await self._until_brokers_answer()
         for proxy in self._proxies.values():
             await proxy.start()
-        for name in self._proxies:
+        for name in self._processes:
             self._start(name)
         self._keeper = asyncio.create_task(self._keep_running())
         await self.until_ready()
+
+    async def _until_brokers_answer(self) -> None:
+        self._children.wait_for(BROKER, lambda: can_connect(self._broker_port))
 
     async def until_ready(self) -> None:
         """Return when every adapter says that it is well. Raises ChildFailed."""
@@ -213,7 +241,7 @@ class Stack:
 
     async def _keep_running(self) -> None:
         while True:
-            for name in (BROKER, *self._proxies):
+            for name in (*self._brokers, *self._processes):
                 if name not in self._held and not self._children.is_running(name):
                     self._start(name)
                     self.restarts += 1
@@ -223,22 +251,25 @@ class Stack:
         self._children.start(name, self._argv(name), self._env(name), log=self.log(name))
 
     def _argv(self, name: str) -> list[str]:
-        if name == BROKER:
-            return self._broker.argv
+        if name in self._brokers:
+            return self._brokers[name].argv
         python = [sys.executable, *self._entry]
         own = ["adapter"] if name.startswith("adapter") else ["worker", "--app", self.app]
         return [*python, *own]
 
+    def _url_for(self, name: str) -> str:
+        """How a process reaches the broker."""
+        if name not in self._proxies:
+            return self.url
+        url = urlsplit(self.url)
+        return url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{self._proxies[name].port}").geturl()
+
     def _env(self, name: str) -> dict[str, str]:
-        if name == BROKER:
-            return self._broker.env
+        if name in self._brokers:
+            return self._brokers[name].env
         clean = {variable: value for variable, value in os.environ.items() if not variable.startswith("RUNWIRE_")}
-        proxy = self._proxies.get(name)
-        url = urlsplit(self._broker.url)
         return clean | {
-            "RUNWIRE_NATS_URL": url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{proxy.port}").geturl()
-            if proxy
-            else self._broker.url,
+            "RUNWIRE_NATS_URL": self._url_for(name),
             "RUNWIRE_DATA_DIR": str(self._folder / name),
             "RUNWIRE_HTTP_PORT": str(self._ports.get(name, 1)),
             "RUNWIRE_BUS_KEY": self._broker.bus_key,

@@ -129,7 +129,9 @@ class Trial:
             history.add(record)
             if isinstance(record, Fault):
                 lasting = f" for {record.seconds:.1f} s" if record.seconds else ""
-                self.tell(f"{record.what}{'' if record.whom == BROKER else ' ' + record.whom[-1]}{lasting}")
+                self.tell(
+                    f"{record.what}{'' if record.whom == BROKER else ' ' + record.whom.partition('-')[2]}{lasting}"
+                )
 
         await self.make_faults(stack, note)
         healed = time.monotonic()

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -59,7 +58,7 @@ class Up(Stack):
             del env["RUNWIRE_NATS_URL"], env["RUNWIRE_BUS_KEY"]
             env["RUNWIRE_DATA_DIR"] = str(self._folder / "broker")
             env["RUNWIRE_HTTP_PORT"] = str(self._ports["adapter-1"])
-            env["RUNWIRE_NATS_PORT"] = str(urlsplit(self.bus_url).port)
+            env["RUNWIRE_NATS_PORT"] = str(self._broker_port)
         return env
 
 
