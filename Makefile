@@ -29,7 +29,7 @@ up: install
 	@$(VENV)/bin/runwire up
 
 test: check
-	$(VENV)/bin/pytest --numprocesses 3 --dist worksteal
+	$(VENV)/bin/pytest --numprocesses 4 --dist worksteal
 
 # Every hostile value in every place, where `make test` sends a quarter of them to each.
 fuzz: install
