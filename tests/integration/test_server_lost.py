@@ -55,6 +55,8 @@ async def test_a_server_without_a_majority_is_left_for_another(
     bus = await bus_at(base_settings, f"{without_jetstream},{other}")
     await eventually(lambda: bus.nc.stats["reconnects"] >= 2, what="other servers were tried")
     assert not bus.is_connected
+    monkeypatch.setattr(broker_module, "USELESS", 60)
+    await eventually(lambda: bus.nc.is_connected)
     await bus.broker.stop()
 
 

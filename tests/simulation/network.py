@@ -112,6 +112,7 @@ class Link:
     def __init__(self, network: Network, name: str, settings: Settings, chain: int) -> None:
         self.network, self.name, self.settings = network, name, settings
         self.is_dead = False
+        self.is_clustered = False
         self.chains = {chain}
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self.hears: list[tuple[str, Callable[[Msg], Awaitable[None]]]] = []
