@@ -31,7 +31,7 @@ up: install
 test: check
 	$(VENV)/bin/pytest --numprocesses 4 --dist worksteal
 
-# Every hostile value in every place, where `make test` sends a quarter of them to each.
+# Every hostile value in every place, where `make test` sends an eighth of them to each.
 fuzz: install
 	FUZZ_SHARE=1 $(VENV)/bin/pytest --numprocesses 3 tests/integration/test_bad_input.py tests/integration/test_openapi.py
 

@@ -127,7 +127,7 @@ async def _is_caught(console: Console, name: str, seed: int, seconds: float) -> 
     hunt, began = HUNTS[name], time.monotonic()
     attempt = Trial(
         seed=seed, seconds=seconds, kinds=hunt.kinds, longest_runs=hunt.runs, http=hunt.http, bus=hunt.bus,
-        tasks=TASKS, scheduled=0, mutant=name,
+        tasks=TASKS, scheduled=0, adapters=1, workers=2, mutant=name,
     )  # fmt: skip
     verdict = await _try(console, name, attempt)
     if verdict is None:

@@ -27,7 +27,7 @@ from tests.support import CHAIN, HEADERS, adapter, worker
 PATIENCE = 15.0
 """Seconds after which an answer counts as none."""
 AT_ONCE = 8
-SHARE = int(os.environ.get("FUZZ_SHARE", "4"))
+SHARE = int(os.environ.get("FUZZ_SHARE", "8"))
 """One in so many of the hostile values is sent to each place; `make fuzz` sends them all."""
 """Calls in flight."""
 FROM_THE_FRAMEWORK = {"not_found": 404, "method_not_allowed": 405}

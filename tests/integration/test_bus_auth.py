@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 import nats
 import pytest
@@ -60,6 +61,12 @@ class Services:
         """The broker complains of the client's use of this subject."""
         text = f'permissions violation for {kind} to "{subject}"'.lower()
         await eventually(lambda: any(text in complaint.lower() for complaint in self.complaints), what=text)
+
+
+@pytest.fixture(scope="module")
+def nats_config() -> Path:
+    """With every account there is."""
+    return Path(__file__).parents[2] / "nats.conf"
 
 
 @pytest.fixture

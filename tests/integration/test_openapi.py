@@ -24,7 +24,7 @@ from runwire.settings import Settings
 from tests.support import CHAIN, TOKEN, adapter, worker
 
 SCRIPTS = Path(sys.executable).parent
-CASES = 32 // int(os.environ.get("FUZZ_SHARE", "4"))
+CASES = 32 // int(os.environ.get("FUZZ_SHARE", "8"))
 """Cases that are generated per operation and phase."""
 
 Operation = tuple[str, str, dict[str, Any]]
