@@ -143,18 +143,25 @@ class Mischief:
 
     async def _deaf(self, token: str, secret: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Subscribed to everything, many times over, and reading nothing."""
+        reader, writer = await eventually(lambda: self._let_in(token, secret), what="the deaf one is let in")
+        for number in range(WANTS_ALL):
+            writer.write(f"SUB tasks.evt.{CHAIN}.> {number}\r\n".encode())
+        await writer.drain()
+        return reader, writer
+
+    async def _let_in(self, token: str, secret: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection with little room for what comes; None: the login was not answered in time."""
         port = int(self._broker.bus_url.rpartition(":")[2])
         narrow = socket.socket()
         narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         narrow.connect(("127.0.0.1", port))
         reader, writer = await asyncio.open_connection(sock=narrow, limit=1024)
         writer.write(f"CONNECT {json.dumps({'user': token, 'pass': secret, 'verbose': False})}\r\nPING\r\n".encode())
-        while await reader.readline() != b"PONG\r\n":
-            pass
-        for number in range(WANTS_ALL):
-            writer.write(f"SUB tasks.evt.{CHAIN}.> {number}\r\n".encode())
-        await writer.drain()
-        return reader, writer
+        while line := await reader.readline():
+            if line == b"PONG\r\n":
+                return reader, writer
+        writer.close()
+        return None
 
     def is_under_way(self) -> bool:
         wanted = {*NO_COMMANDS, "wildcard"}
