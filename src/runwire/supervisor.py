@@ -62,11 +62,19 @@ class Supervisor:
         self._children.append(child)
         self._keepers.append(asyncio.create_task(self._keep(child)))
 
-    def restart(self, name: str) -> None:
-        """Terminate a child; it is started again when it has ended, as one that died is."""
+    async def restart(self, name: str, *, patience: float) -> None:
+        """Terminate a child, or kill it after so many seconds; it is started again as one that died is."""
         for child in self._children:
-            if child.name == name and not self._stopping:
-                _signal(child, signal.SIGTERM)
+            if child.name != name or self._stopping or child.process is None:
+                continue
+            process = child.process
+            _signal(child, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(patience):
+                    await process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
 
     async def stop(self, names: Sequence[str], *, patience: float) -> None:
         """Terminate these children and wait for them; what is left after ``patience`` seconds is killed."""

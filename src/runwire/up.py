@@ -33,6 +33,8 @@ HEALTH_INTERVAL = 2
 """Seconds between two looks at whether the broker can write."""
 ROOM = 32 << 20
 """Bytes that have to be free before a broker whose disk was full is started anew."""
+RESTART_PATIENCE = 5.0
+"""Seconds it is given to end by itself: with a store that it cannot write it may hang."""
 RESTART_PAUSE = 20
 """Seconds more until it is started anew once again."""
 
@@ -112,7 +114,7 @@ async def _keep_writing(settings: Settings, broker: Embedded, supervisor: Superv
                 continue
             log.warning("the broker could not write to its disk (%s), starting it anew", wrong,
                         extra={"action": "broker_restarted"})  # fmt: skip
-            supervisor.restart(broker.name)
+            await supervisor.restart(broker.name, patience=RESTART_PATIENCE)
             await asyncio.sleep(RESTART_PAUSE)
     finally:
         await client.close()
